@@ -1,0 +1,60 @@
+"""The one way to a Redis: the fleet's, where RENDERKILN_REDIS_URL names it, else the embedded server."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import redis
+from redis.backoff import ExponentialWithJitterBackoff
+from redis.retry import Retry
+
+from renderkiln.schema.errors import ServerUnavailableError, SettingsError
+
+from .folder import DataFolder
+from .server import EmbeddedServer
+from .settings import Settings, mask_url
+
+
+@dataclass(frozen=True)
+class Connection:
+    """A client that has answered, and how it was reached."""
+
+    redis: redis.Redis
+    where: str
+    #: The embedded server, where that is what we reached.
+    embedded: EmbeddedServer | None = None
+    #: Whether this call started it.
+    started: bool = False
+
+
+def connect(settings: Settings) -> Connection:
+    """Connects, starting the embedded server where no Redis is named.
+
+    Raises:
+        ServerUnavailableError: nobody answers, or we are refused; says who and what to do.
+        SettingsError: the URL is not one.
+    """
+    if settings.redis_url is None:
+        server = EmbeddedServer(DataFolder(settings.data_dir))
+        started = server.ensure_running()
+        return Connection(server.client(), f"embedded server in {settings.data_dir}", server, started)
+    url = settings.redis_url.get_secret_value()
+    shown = mask_url(url)
+    try:
+        client = redis.Redis.from_url(
+            url,
+            socket_connect_timeout=10,
+            health_check_interval=30,
+            retry=Retry(ExponentialWithJitterBackoff(base=0.05, cap=1.0), 3),
+        )
+    except ValueError as error:
+        raise SettingsError(f"redis_url {shown!r} is not a Redis URL: {error}") from None
+    try:
+        client.ping()
+    except redis.AuthenticationError as error:
+        raise ServerUnavailableError(f"Redis at {shown} refuses us: {error}. Check user and password.") from None
+    except redis.RedisError as error:
+        raise ServerUnavailableError(
+            f"Redis at {shown} does not answer: {error}. Is it up, and is RENDERKILN_REDIS_URL right?"
+        ) from None
+    return Connection(client, f"Redis at {shown}")

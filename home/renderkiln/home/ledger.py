@@ -1,0 +1,260 @@
+"""The ledger of one machine: opening it (migrations, WAL, foreign keys) and what is asked of it and told to it.
+
+Writers are workers; readers are the command line and a resumed job. SQLAlchemy is imported with this module, so import
+it only where a ledger is really used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import datetime, timezone
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.util.exc import CommandError
+from sqlalchemy.dialects.sqlite import insert
+from sqlalchemy.exc import DatabaseError
+from sqlalchemy.orm import Session
+
+from renderkiln.schema.errors import LedgerError
+from renderkiln.schema.jobs import Failure, ImageResult, Job, JobResult, JobStatus
+from renderkiln.schema.tables import AttemptRow, BatchRow, ImageRow, JobRow, WorkerRow
+
+#: Milliseconds to wait for another process's write before giving up.
+BUSY_TIMEOUT = 30_000
+
+
+class Ledger:
+    """An open ledger. Cheap to keep, safe to use from several processes; not shared between threads.
+
+    Raises:
+        LedgerError: on opening, where the file is not a ledger, is newer than this version, or cannot be written; on
+            any call, where the database fails.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._engine = sa.create_engine(
+            f"sqlite:///{path}", poolclass=sa.pool.StaticPool, connect_args={"timeout": BUSY_TIMEOUT / 1000}
+        )
+        sa.event.listen(self._engine, "connect", _set_pragmas)
+        sa.event.listen(self._engine, "begin", _begin_immediate)
+        try:
+            with self._engine.begin() as connection:
+                _migrate(connection)
+        except CommandError as error:
+            raise LedgerError(f"ledger {path} was written by another version of renderkiln: {error}") from None
+        except DatabaseError as error:
+            raise LedgerError(f"ledger {path} cannot be opened: {error.orig}. Is the disk full or the file damaged?") from None
+
+    def close(self) -> None:
+        self._engine.dispose()
+
+    # What workers tell it.
+
+    def worker_started(self, name: str, host: str, pid: int, about: Mapping[str, Any]) -> None:
+        with self._session() as session:
+            session.merge(WorkerRow(name=name, host=host, pid=pid, started_at=_now(), ended_at=None, about=dict(about)))
+
+    def worker_ended(self, name: str) -> None:
+        with self._session() as session:
+            session.execute(sa.update(WorkerRow).where(WorkerRow.name == name).values(ended_at=_now()))
+
+    def attempt_started(self, job: Job, execution_id: str, number: int, worker: str) -> None:
+        """Records the job, if it is new here, and the attempt; an attempt left open by a crash is closed as abandoned."""
+        now = _now()
+        with self._session() as session:
+            session.execute(insert(BatchRow).values(id=job.batch, first_seen=now).on_conflict_do_nothing())
+            row = {
+                "id": job.id,
+                "batch_id": job.batch,
+                "index": job.index,
+                "spec_digest": job.spec.digest,
+                "model": job.spec.model,
+                "prompt": job.spec.prompt,
+                "num_images": job.num_images,
+                "job": job.model_dump(mode="json"),
+                "status": JobStatus.STARTED.value,
+                "first_seen": now,
+            }
+            again = {"status": JobStatus.STARTED.value, "failure_kind": None, "failure_message": None, "ended_at": None}
+            session.execute(insert(JobRow).values(row).on_conflict_do_update(index_elements=["id"], set_=again))
+            session.execute(
+                sa.update(AttemptRow)
+                .where(AttemptRow.job_id == job.id, AttemptRow.ended_at.is_(None))
+                .values(ended_at=now, outcome="abandoned")
+            )
+            session.add(
+                AttemptRow(execution_id=execution_id, job_id=job.id, number=number, worker=worker, started_at=now)
+            )
+
+    def image_recorded(self, job_id: str, image: ImageResult, execution_id: str | None) -> None:
+        """Records a picture whose file is in the store. Saying it twice changes nothing."""
+        values = image.model_dump() | {"job_id": job_id, "execution_id": execution_id, "recorded_at": _now()}
+        statement = insert(ImageRow).values(values)
+        changed = {name: values[name] for name in ("url", "sha256", "size_bytes", "execution_id", "recorded_at")}
+        with self._session() as session:
+            session.execute(
+                statement.on_conflict_do_update(
+                    index_elements=["job_id", "k"],
+                    set_=changed,
+                    where=sa.or_(ImageRow.url != image.url, ImageRow.sha256 != image.sha256),
+                )
+            )
+
+    def attempt_ended(
+        self,
+        job_id: str,
+        execution_id: str,
+        outcome: str,
+        *,
+        status: JobStatus,
+        failure: Failure | None = None,
+        timings: Mapping[str, float] | None = None,
+    ) -> None:
+        """Closes an attempt and sets its job's status (`QUEUED` where the job goes back to its queue)."""
+        now = _now()
+        failed = {
+            "failure_kind": failure.kind if failure else None,
+            "failure_message": failure.message if failure else None,
+        }
+        with self._session() as session:
+            session.execute(
+                sa.update(AttemptRow)
+                .where(AttemptRow.execution_id == execution_id)
+                .values(ended_at=now, outcome=outcome, **failed, **(timings or {}))
+            )
+            session.execute(
+                sa.update(JobRow)
+                .where(JobRow.id == job_id)
+                .values(status=status.value, ended_at=now if status.is_final else None, **failed)
+            )
+
+    # What is asked of it.
+
+    def images_of(self, job_id: str) -> list[ImageResult]:
+        """The recorded pictures of a job, in order."""
+        with self._reading() as session:
+            rows = session.scalars(sa.select(ImageRow).where(ImageRow.job_id == job_id).order_by(ImageRow.k))
+            return [_image(row) for row in rows]
+
+    def images_by_digest(self, digests: Sequence[str]) -> dict[str, list[ImageResult]]:
+        """Recorded pictures, of whichever job, whose own spec has one of these digests."""
+        found: dict[str, list[ImageResult]] = {}
+        with self._reading() as session:
+            for part in _chunks(digests, 500):
+                for row in session.scalars(sa.select(ImageRow).where(ImageRow.digest.in_(part))):
+                    found.setdefault(row.digest, []).append(_image(row))
+        return found
+
+    def result(self, job_id: str) -> JobResult | None:
+        """What is known of a job, or None."""
+        with self._reading() as session:
+            row = session.get(JobRow, job_id)
+            return None if row is None else _result(session, row)
+
+    def batch_results(self, batch_id: str) -> Iterator[JobResult]:
+        """The jobs of a batch that a worker has taken, by their index."""
+        with self._reading() as session:
+            for row in session.scalars(sa.select(JobRow).where(JobRow.batch_id == batch_id).order_by(JobRow.index)):
+                yield _result(session, row)
+
+    def batches(self, limit: int = 20) -> list[tuple[str, datetime]]:
+        """The newest batches with the time they were first seen."""
+        with self._reading() as session:
+            rows = session.scalars(sa.select(BatchRow).order_by(BatchRow.first_seen.desc()).limit(limit))
+            return [(row.id, row.first_seen.replace(tzinfo=timezone.utc)) for row in rows]
+
+    def counts(self) -> dict[str, int]:
+        """Rows of each table and jobs of each status; what tests and `renderkiln status` look at."""
+        with self._reading() as session:
+            found = {
+                table.__tablename__: session.scalar(sa.select(sa.func.count()).select_from(table)) or 0
+                for table in (BatchRow, JobRow, AttemptRow, ImageRow, WorkerRow)
+            }
+            by_status = session.execute(sa.select(JobRow.status, sa.func.count()).group_by(JobRow.status))
+            return found | {f"jobs {status}": count for status, count in by_status}
+
+    @contextmanager
+    def _session(self) -> Iterator[Session]:
+        with self._bound_to(self._engine) as session, session.begin():
+            yield session
+
+    @contextmanager
+    def _reading(self) -> Iterator[Session]:
+        """A session that takes no write lock, so that a long look does not hold up a worker."""
+        with self._bound_to(self._engine.execution_options(reading=True)) as session:
+            yield session
+
+    @contextmanager
+    def _bound_to(self, engine: sa.Engine) -> Iterator[Session]:
+        try:
+            with Session(engine, expire_on_commit=False) as session:
+                yield session
+        except DatabaseError as error:
+            raise LedgerError(f"ledger {self.path}: {error.orig}. Is the disk full, or the file damaged?") from error
+
+
+def _set_pragmas(connection: Any, _: Any) -> None:
+    cursor = connection.cursor()
+    for pragma in ("journal_mode=WAL", "foreign_keys=ON", f"busy_timeout={BUSY_TIMEOUT}", "synchronous=NORMAL"):
+        cursor.execute(f"PRAGMA {pragma}")
+    cursor.close()
+    # pysqlite's own transaction handling would begin late and deferred; `_begin_immediate` does it instead.
+    connection.isolation_level = None
+
+
+def _begin_immediate(connection: sa.Connection) -> None:
+    # A transaction that reads and then writes would otherwise fail at once when another process writes in between.
+    reading = connection.get_execution_options().get("reading", False)
+    connection.exec_driver_sql("BEGIN" if reading else "BEGIN IMMEDIATE")
+
+
+def _migrate(connection: sa.Connection) -> None:
+    config = Config()
+    with resources.as_file(resources.files("renderkiln.schema") / "migrations") as scripts:
+        config.set_main_option("script_location", str(scripts).replace("%", "%%"))
+        config.attributes["connection"] = connection
+        from alembic.script import ScriptDirectory
+
+        script = ScriptDirectory.from_config(config)
+        current = MigrationContext.configure(connection).get_current_revision()
+        if current != script.get_current_head():
+            command.upgrade(config, "head")
+
+
+def _now() -> datetime:
+    return datetime.now(timezone.utc).replace(tzinfo=None)
+
+
+def _chunks(items: Sequence[str], size: int) -> Iterable[Sequence[str]]:
+    return (items[start : start + size] for start in range(0, len(items), size))
+
+
+def _image(row: ImageRow) -> ImageResult:
+    return ImageResult(**{name: getattr(row, name) for name in ImageResult.model_fields})
+
+
+def _result(session: Session, row: JobRow) -> JobResult:
+    images = session.scalars(sa.select(ImageRow).where(ImageRow.job_id == row.id).order_by(ImageRow.k))
+    last = session.scalars(
+        sa.select(AttemptRow).where(AttemptRow.job_id == row.id).order_by(AttemptRow.started_at.desc()).limit(1)
+    ).first()
+    worker = session.get(WorkerRow, last.worker) if last else None
+    return JobResult(
+        job_id=row.id,
+        batch=row.batch_id,
+        status=JobStatus(row.status),
+        images=tuple(_image(image) for image in images),
+        failure=Failure(kind=row.failure_kind, message=row.failure_message or "") if row.failure_kind else None,
+        worker=last.worker if last else "",
+        host=worker.host if worker else "",
+        attempt=last.number if last else 0,
+        seconds=(last.ended_at - last.started_at).total_seconds() if last and last.ended_at else 0.0,
+    )

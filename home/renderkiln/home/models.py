@@ -1,0 +1,83 @@
+"""The models that are on this machine: folders in diffusers' layout below the data folder, and the packaged demo model.
+
+Only names, sizes and small JSON files are looked at here; loading is the engine's.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from renderkiln.schema.errors import ModelNotFoundError, did_you_mean
+
+from .folder import DataFolder
+
+DEMO_MODEL = "shapes"
+_INDEX = "model_index.json"
+
+
+@dataclass(frozen=True)
+class InstalledModel:
+    """A model folder: its name in the store, what kind of pipeline it is made for, and its size on disk in bytes."""
+
+    name: str
+    path: Path
+    pipeline: str
+    size_bytes: int
+    packaged: bool
+
+
+def installed_models(folder: DataFolder) -> list[InstalledModel]:
+    """All models of this machine by name; one in the data folder hides a packaged one of the same name."""
+    found = {name: _describe(name, path, packaged) for name, path, packaged in _candidates(folder)}
+    return [found[name] for name in sorted(found)]
+
+
+def find_model(folder: DataFolder, name: str) -> Path:
+    """The folder of a model.
+
+    Raises:
+        ModelNotFoundError: it is not on this machine; the message holds the nearest names.
+    """
+    for candidate, path, _ in reversed(list(_candidates(folder))):
+        if candidate == name:
+            return path
+    known = [candidate for candidate, _, _ in _candidates(folder)]
+    raise ModelNotFoundError(
+        f"model {name!r} is not on this machine.{did_you_mean(name, known)} "
+        f"`renderkiln models list` shows what is; put a diffusers folder into {folder.models / name}."
+    )
+
+
+def _candidates(folder: DataFolder) -> Iterator[tuple[str, Path, bool]]:
+    demo = _packaged_demo()
+    if demo is not None:
+        yield DEMO_MODEL, demo, True
+    if not folder.models.is_dir():
+        return
+    for index in sorted([*folder.models.glob(f"*/{_INDEX}"), *folder.models.glob(f"*/*/{_INDEX}")]):
+        yield index.parent.relative_to(folder.models).as_posix(), index.parent, False
+
+
+def _packaged_demo() -> Path | None:
+    # By its place, not by an import: the demo model belongs to the worker, which a producer never imports.
+    spec = importlib.util.find_spec("renderkiln.worker")
+    for root in (spec.submodule_search_locations or []) if spec else []:
+        path = Path(root) / "demo" / DEMO_MODEL
+        if (path / _INDEX).is_file():
+            return path
+    return None
+
+
+def _describe(name: str, path: Path, packaged: bool) -> InstalledModel:
+    try:
+        index: Any = json.loads((path / _INDEX).read_text(encoding="utf-8"))
+        pipeline = str(index.get("_class_name", "unknown")) if isinstance(index, dict) else "unknown"
+    except (OSError, ValueError):
+        pipeline = "unreadable"
+    size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    return InstalledModel(name, path, pipeline, size, packaged)

@@ -1,0 +1,66 @@
+"""The command `renderkiln`: its commands, put together, and how its errors and exit codes come out.
+
+Each command's module imports what it needs when it runs, so that `--help` loads next to nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib.metadata import entry_points, version
+from typing import Annotated
+
+import typer
+
+from renderkiln.schema.errors import EXIT_INTERRUPTED, RenderkilnError
+
+from . import asking, looking, machine, rendering
+
+app = typer.Typer(
+    name="renderkiln",
+    help="Render prompt lists with Stable Diffusion, overnight or on a fleet of Macs.",
+    epilog='Start with: renderkiln render "a red circle on a white background"',
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    rich_markup_mode=None,
+)
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    context: typer.Context,
+    show_version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False,
+) -> None:
+    if show_version:
+        print(f"renderkiln {version('renderkiln')}")
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+        raise typer.Exit
+
+
+rendering.add_commands(app)
+asking.add_commands(app)
+looking.add_commands(app)
+machine.add_commands(app)
+for _hook in entry_points(group="renderkiln.commands"):
+    _hook.load()(app)
+
+
+def main() -> None:
+    """Runs the command line. Errors of ours become one line on stderr and their exit code."""
+    try:
+        app()
+    except RenderkilnError as error:
+        if os.environ.get("RENDERKILN_DEBUG"):
+            raise
+        print(f"renderkiln: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except BrokenPipeError:
+        # Whoever read our output (`| head`) has enough.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(EXIT_INTERRUPTED)
+    except KeyboardInterrupt:
+        print("renderkiln: interrupted", file=sys.stderr)
+        sys.exit(EXIT_INTERRUPTED)

@@ -1,0 +1,133 @@
+"""Commands that ask for something: `submit`, `cancel`, `retry`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from .options import AsJson, DataDir, Out, RequestOptions, with_request
+
+if TYPE_CHECKING:
+    from .preparing import Prepared
+
+
+def add_commands(app: typer.Typer) -> None:
+    app.command("submit")(with_request(submit))
+    app.command("cancel")(cancel)
+    app.command("retry")(retry)
+
+
+def submit(
+    prompts: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="PROMPT_OR_LIST...", help="Prompts, or files of prompts (.txt .csv .jsonl .yaml), or '-'."),
+    ] = None,
+    *,
+    request: RequestOptions,
+    like: Annotated[
+        Path | None, typer.Option(help="A picture whose settings are used where no option says otherwise.")
+    ] = None,
+    out: Out = None,
+    data_dir: DataDir = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be queued, and stop.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Queue prompts for the workers to render.
+
+    Without --out, pictures go to the store of the worker that renders them.
+
+    Example: renderkiln submit --like out/cats/00003-7-a-cat-1b2c3d4e.png --seed 7
+    """
+    from renderkiln.home.folder import DataFolder
+    from renderkiln.home.settings import load
+    from renderkiln.producer.inputs import InputCarrier
+
+    from .preparing import prepare
+
+    settings = load(data_dir=data_dir)
+    store = out if out is None or "://" in out else str(Path(out).expanduser().absolute())
+    carrier = InputCarrier(DataFolder(settings.data_dir))
+    prepared = prepare(prompts or [], request, settings, carrier, store=store, like=like)
+    if dry_run:
+        print_plan(prepared, as_json)
+        return
+    from renderkiln.producer.queue import RenderQueue
+
+    queue = RenderQueue(settings=settings, inputs=carrier)
+    queue.check(prepared.models)
+    tally = queue.enqueue(prepared.jobs(), batch=prepared.batch, name=prepared.name)
+    if as_json:
+        print(
+            json.dumps(
+                {
+                    "batch": prepared.batch,
+                    "jobs": prepared.num_jobs,
+                    "images": prepared.num_images,
+                    "queued": tally.queued,
+                    "joined": tally.joined,
+                    "done": tally.done,
+                }
+            )
+        )
+        return
+    print(f"batch {prepared.batch}: {prepared.num_images:,} images in {prepared.num_jobs:,} jobs")
+    print(f"queued {tally.queued:,}, waiting already {tally.joined:,}, rendered already {tally.done:,}")
+    if tally.done and not tally.queued:
+        print("nothing new to render; --again renders anew, another --seed gives other pictures")
+    from renderkiln.producer.fleet import live_workers
+
+    if tally.queued and not live_workers(queue.connection):
+        print("no worker is up: start one with `renderkiln worker`")
+
+
+def print_plan(prepared: Prepared, as_json: bool) -> None:
+    """What `--dry-run` shows: each job, and how many images they make."""
+    if as_json:
+        for job in prepared.jobs():
+            print(job.to_json())
+        return
+    for job in prepared.jobs():
+        spec = job.spec
+        shown = spec.model_dump(mode="json", exclude_defaults=True, exclude={"prompt"}) | {"seed": spec.seed}
+        if job.num_images > 1:
+            shown["num_images"] = job.num_images
+        settings = " ".join(f"{name}={value}" for name, value in shown.items())
+        print(f"{job.index:>6}  {spec.prompt}  [{settings}]")
+    print(f"{prepared.num_jobs:,} jobs, {prepared.num_images:,} images; nothing was queued")
+
+
+def cancel(
+    what: Annotated[list[str], typer.Argument(metavar="BATCH_OR_JOB...", help="Batches or jobs.")],
+    data_dir: DataDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """Cancel jobs that wait or run. One that runs stops at its next step.
+
+    Example: renderkiln cancel prompts-1a2b3c4d
+    """
+    from renderkiln.home.settings import load
+    from renderkiln.producer.queue import RenderQueue
+
+    queue = RenderQueue(settings=load(data_dir=data_dir))
+    count = sum(queue.cancel(name) for name in what)
+    print(json.dumps({"canceled": count}) if as_json else f"{count:,} open jobs canceled")
+
+
+def retry(
+    what: Annotated[list[str], typer.Argument(metavar="BATCH_OR_JOB...", help="Batches or jobs.")],
+    data_dir: DataDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """Queue failed and canceled jobs again.
+
+    Example: renderkiln retry prompts-1a2b3c4d
+    """
+    from renderkiln.home.settings import load
+    from renderkiln.producer.queue import RenderQueue
+
+    queue = RenderQueue(settings=load(data_dir=data_dir))
+    count = sum(queue.retry(name) for name in what)
+    print(json.dumps({"queued": count}) if as_json else f"{count:,} jobs queued again")

@@ -1,0 +1,196 @@
+"""Commands that only look: `status`, `watch`, `results`, `show`."""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from renderkiln.schema.errors import EXIT_FAILED, NotFoundError
+
+from .options import AsJson, DataDir
+
+
+def add_commands(app: typer.Typer) -> None:
+    app.command("status")(status)
+    app.command("watch")(watch)
+    app.command("results")(results)
+    app.command("show")(show)
+
+
+def status(
+    what: Annotated[str | None, typer.Argument(metavar="[BATCH_OR_JOB]", help="Empty: everything.")] = None,
+    data_dir: DataDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show where batches, jobs and workers stand.
+
+    Example: renderkiln status prompts-1a2b3c4d --json
+    """
+    from renderkiln.home.settings import load
+    from renderkiln.producer.fleet import live_workers
+    from renderkiln.producer.overview import recent_batches
+    from renderkiln.producer.queue import BatchStatus, RenderQueue
+
+    queue = RenderQueue(settings=load(data_dir=data_dir))
+    if what is not None:
+        found = queue.status(what)
+        row = _status_row(found) if isinstance(found, BatchStatus) else {"job": what, "status": found.value}
+        print(json.dumps(row) if as_json else "  ".join(f"{name} {value}" for name, value in row.items()))
+        return
+    batches = [
+        {"created_at": batch.created_at, "images": batch.num_images} | _status_row(_batch_status(queue, batch.id))
+        for batch in recent_batches(queue.connection)
+    ]
+    workers = [worker.model_dump(mode="json") for worker in live_workers(queue.connection)]
+    if as_json:
+        print(json.dumps({"batches": batches, "workers": workers}))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    table = Table("batch", "submitted", "images", "queued", "started", "finished", "failed", "canceled", box=None)
+    for row in batches:
+        when = datetime.fromtimestamp(float(row["created_at"])).strftime("%Y-%m-%d %H:%M")
+        counts = [str(row[name]) for name in ("images", "queued", "started", "finished", "failed", "canceled")]
+        table.add_row(str(row["batch"]), when, *counts)
+    console.print(table if batches else "no batches yet: renderkiln submit prompts.txt")
+    for worker in workers:
+        console.print(
+            f"worker {worker['name']}: {worker['state']}, {worker['engine']} on {worker['device']}, "
+            f"models {', '.join(worker['models'])}",
+            markup=False,
+            highlight=False,
+        )
+    if not workers:
+        console.print("no worker is up: renderkiln worker")
+
+
+def _batch_status(queue: Any, batch: str) -> Any:
+    return queue.status(batch)
+
+
+def _status_row(status: Any) -> dict[str, Any]:
+    return {
+        "batch": status.id,
+        "queued": status.queued,
+        "started": status.started,
+        "finished": status.finished,
+        "failed": status.failed,
+        "canceled": status.canceled,
+    }
+
+
+def watch(
+    batch: Annotated[str | None, typer.Argument(metavar="[BATCH]", help="Empty: the newest one.")] = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Follow a batch: images per minute, time left, and each running job step by step. Ctrl-C only stops watching.
+
+    Example: renderkiln watch
+    """
+    from rich.console import Console
+
+    from renderkiln.home.settings import load
+    from renderkiln.producer.live import Watcher
+    from renderkiln.producer.overview import recent_batches
+    from renderkiln.producer.queue import RenderQueue
+
+    from .progress import show as show_progress
+
+    queue = RenderQueue(settings=load(data_dir=data_dir))
+    known = {row.id: row for row in recent_batches(queue.connection, limit=None if batch else 1)}
+    name = batch or next(iter(known), None)
+    if name is None or name not in known:
+        raise NotFoundError(f"no batch {batch!r} is known to Redis. `renderkiln status` lists them." if batch else "no batches yet.")
+    watcher = Watcher(queue.connection, name, known[name].num_images, known[name].num_jobs)
+    try:
+        show_progress(Console(), watcher.updates())
+    finally:
+        watcher.close()
+    view = watcher.view
+    print(f"{name}: {view.images_done} of {view.num_images} images, {len(view.failed)} failed, {view.canceled} canceled")
+    if view.failed:
+        raise typer.Exit(EXIT_FAILED)
+
+
+def results(
+    what: Annotated[str, typer.Argument(metavar="BATCH_OR_JOB", help="A batch or a job.")],
+    data_dir: DataDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """List what came of a batch or a job: the pictures' places, and why jobs failed.
+
+    Looks in Redis, which keeps results for a week, and then in this machine's ledger.
+
+    Example: renderkiln results prompts-1a2b3c4d --json
+    """
+    from renderkiln.home.folder import DataFolder
+    from renderkiln.home.settings import load
+    from renderkiln.producer.overview import ledger_results
+    from renderkiln.producer.queue import RenderQueue
+
+    settings = load(data_dir=data_dir)
+    queue = RenderQueue(settings=settings)
+    try:
+        found = queue.results(what)
+        rows = iter(list(found)) if what else found
+    except NotFoundError:
+        kept = ledger_results(DataFolder(settings.data_dir), what)
+        if not kept:
+            raise
+        rows = iter(kept)
+    for result in rows:
+        if as_json:
+            print(result.model_dump_json())
+            continue
+        for image in result.images:
+            print(image.url)
+        if result.failure is not None:
+            print(f"{result.status.value} {result.job_id}  {result.failure.kind}: {result.failure.message}")
+        elif not result.images:
+            print(f"{result.status.value} {result.job_id}")
+
+
+def show(
+    image: Annotated[Path, typer.Argument(help="A picture.")],
+    as_json: AsJson = False,
+) -> None:
+    """Show the settings inside a picture: ours, or those that AUTOMATIC1111's programs write.
+
+    Example: renderkiln show out/cats/00003-7-a-cat-1b2c3d4e.png --json
+    """
+    from renderkiln.home.pictures.read import read_metadata
+    from renderkiln.schema.errors import ImageInputError
+
+    shown = read_metadata(image)
+    if as_json:
+        print(
+            json.dumps(
+                {
+                    "format": shown.format,
+                    "width": shown.width,
+                    "height": shown.height,
+                    "exact": shown.is_exact,
+                    "spec": shown.spec.model_dump(mode="json") if shown.spec else None,
+                    "digest": shown.spec.digest if shown.spec else None,
+                    "parameters": shown.parameters,
+                },
+                ensure_ascii=False,
+            )
+        )
+        return
+    if shown.spec is None and not shown.parameters:
+        raise ImageInputError(f"{image} is a {shown.format} picture of {shown.width}×{shown.height} without settings in it.")
+    print(f"{shown.format} {shown.width}×{shown.height}")
+    if shown.spec is not None:
+        for name, value in shown.spec.model_dump(mode="json").items():
+            if value not in (None, ""):
+                print(f"{name:>20}  {value}")
+        print(f"{'digest':>20}  {shown.spec.digest}")
+    else:
+        print(shown.parameters)

@@ -1,0 +1,119 @@
+"""From the command line's words to jobs: lists are read and checked whole before anything is queued."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from renderkiln.home.settings import Settings
+from renderkiln.producer.inputs import InputCarrier
+from renderkiln.schema.errors import BadInputError, InvalidSpecError
+from renderkiln.schema.jobs import Job, JobOptions, make_job, parse_request
+from renderkiln.schema.spec import RenderSpec
+
+from .options import RequestOptions
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A checked submission. `jobs()` reads the lists again, so that memory does not grow with them."""
+
+    batch: str
+    name: str
+    num_jobs: int
+    num_images: int
+    models: tuple[str, ...]
+    jobs: Callable[[], Iterator[Job]]
+
+
+def prepare(
+    sources: Sequence[str],
+    request: RequestOptions,
+    settings: Settings,
+    carrier: InputCarrier,
+    *,
+    store: str | None,
+    like: Path | None = None,
+) -> Prepared:
+    """Reads and checks everything; nothing is queued here.
+
+    Raises:
+        BadInputError: and what it says names file, line and column where there are such.
+    """
+    fields: dict[str, Any] = {"model": settings.model, "image_format": settings.image_format}
+    if like is not None:
+        fields |= _fields_of(like)
+    fields |= request.fields
+    if store is not None:
+        fields["store"] = store
+    if not sources and like is None:
+        raise BadInputError("nothing to render: give a prompt, a list, or '-' for standard input.")
+    nonce = secrets.token_hex(4) if request.again else ""
+    name, requests = _requests(sources, request, fields, carrier, like)
+    digest, num_jobs, num_images, models = hashlib.sha256(), 0, 0, dict[str, None]()
+    for job in _jobs(requests(), "check", nonce):
+        digest.update(job.id.encode())
+        num_jobs += 1
+        num_images += job.num_images
+        models[job.spec.model] = None
+    if not num_jobs:
+        raise BadInputError(f"{', '.join(sources)}: no prompts in it.")
+    batch = f"{name}-{digest.hexdigest()[:8]}"
+    return Prepared(batch, name, num_jobs, num_images, tuple(models), lambda: _jobs(requests(), batch, nonce))
+
+
+_Pairs = Iterable[tuple[RenderSpec, JobOptions]]
+
+
+def _requests(
+    sources: Sequence[str],
+    request: RequestOptions,
+    fields: dict[str, Any],
+    carrier: InputCarrier,
+    like: Path | None,
+) -> tuple[str, Callable[[], _Pairs]]:
+    from renderkiln.home.pictures.naming import slug
+    from renderkiln.producer import prompts
+
+    if like is not None and not sources:
+        carrier.resolve(fields)
+        _one_seed_only(request, like)
+        pair = parse_request(fields)
+        return slug(pair[0].prompt)[:40].strip("-"), lambda: [pair]
+    options = prompts.ListOptions(
+        defaults={name: value for name, value in fields.items() if name != "prompt"},
+        sweeps=tuple(prompts.parse_sweep(text) for text in request.sweeps),
+        wildcards=request.wildcards,
+        combinations=request.combinations,
+        expand=not request.literal,
+        random_seeds=request.random_seeds,
+        format=request.format,
+    )
+    lists = [prompts.read(source, options) for source in sources]
+    name = lists[0].name[:40].strip("-.") or "prompts"
+    return name, lambda: ((found.spec, found.options) for found in prompts.requests(lists, carrier.add))
+
+
+def _one_seed_only(request: RequestOptions, like: Path) -> None:
+    if request.sweeps or request.random_seeds:
+        raise InvalidSpecError(f"--like {like} without a prompt is one job: sweeps and 'random' do not go with it")
+
+
+def _fields_of(like: Path) -> dict[str, Any]:
+    from renderkiln.home.pictures.read import read_metadata
+
+    shown = read_metadata(like)
+    if shown.spec is None:
+        raise BadInputError(f"{like} holds no settings to go by. `renderkiln show {like}` says what is in it.")
+    return shown.spec.model_dump(mode="json", exclude_defaults=True) | {"model": shown.spec.model}
+
+
+def _jobs(pairs: _Pairs, batch: str, again: str) -> Iterator[Job]:
+    index = 0
+    for spec, options in pairs:
+        yield make_job(spec, options, batch=batch, index=index, again=again)
+        index += options.num_images

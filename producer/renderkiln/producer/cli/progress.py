@@ -1,0 +1,79 @@
+"""A batch's progress on the terminal: moving bars where there is one, a line now and then where there is none."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
+
+from renderkiln.producer.live import BatchView
+
+#: Seconds between lines where output is not a terminal.
+LINE_EVERY = 5.0
+
+
+def show(console: Console, views: Iterable[BatchView]) -> None:
+    """Shows views until they end."""
+    if console.is_terminal:
+        _bars(console, views)
+    else:
+        _lines(console, views)
+
+
+def _bars(console: Console, views: Iterable[BatchView]) -> None:
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}", markup=False),
+    )
+    with Progress(*columns, console=console, transient=True) as progress:
+        total = progress.add_task("images", rate="")
+        tasks: dict[str, int] = {}
+        for view in views:
+            progress.update(total, completed=view.images_done, total=view.num_images, rate=_rate(view))
+            for job_id in set(tasks) - set(view.running):
+                progress.remove_task(tasks.pop(job_id))  # type: ignore[arg-type]
+            for job_id, running in view.running.items():
+                if job_id not in tasks:
+                    tasks[job_id] = progress.add_task("", rate="")
+                image = f" ({running.k + 1} of {running.num_images})" if running.num_images > 1 else ""
+                progress.update(
+                    tasks[job_id],  # type: ignore[arg-type]
+                    description=f"  {running.about[:48]}{image}",
+                    completed=running.step,
+                    total=running.num_steps or None,
+                    rate=f"steps on {running.worker}",
+                )
+
+
+def _lines(console: Console, views: Iterable[BatchView]) -> None:
+    said_at, said = time.monotonic(), -1
+    for view in views:
+        if view.is_final or (time.monotonic() - said_at >= LINE_EVERY and view.images_done != said):
+            said_at, said = time.monotonic(), view.images_done
+            console.print(f"{view.images_done} of {view.num_images} images  {_rate(view)}", markup=False, highlight=False)
+
+
+def _rate(view: BatchView) -> str:
+    parts = []
+    if (rate := view.images_per_minute) is not None:
+        parts.append(f"{rate:.1f} images/min")
+    if (left := view.seconds_left) is not None and not view.is_final:
+        parts.append(f"{duration(left)} left")
+    if view.failed:
+        parts.append(f"{len(view.failed)} failed")
+    return " · ".join(parts)
+
+
+def duration(seconds: float) -> str:
+    """Seconds in words: `42 s`, `3 min 10 s`, `2 h 5 min`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"

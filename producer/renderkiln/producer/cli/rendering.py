@@ -1,0 +1,202 @@
+"""`renderkiln render`: server, worker, submission, progress, pictures and contact sheet, in one command."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from renderkiln.schema.errors import EXIT_FAILED, EXIT_INTERRUPTED
+
+from .options import AsJson, DataDir, Out, RequestOptions, with_request
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from renderkiln.producer.enqueue import Tally
+    from renderkiln.producer.live import BatchView, Watcher
+    from renderkiln.producer.local_worker import LocalWorker
+    from renderkiln.producer.queue import RenderQueue
+
+    from .preparing import Prepared
+
+
+def add_commands(app: typer.Typer) -> None:
+    app.command("render")(with_request(render))
+
+
+def render(
+    prompts: Annotated[
+        list[str],
+        typer.Argument(metavar="PROMPT_OR_LIST...", help="Prompts, or files of prompts (.txt .csv .jsonl .yaml), or '-'."),
+    ],
+    *,
+    request: RequestOptions,
+    out: Out = None,
+    engine: Annotated[str | None, typer.Option(help="What makes the stages: auto or torch.", show_default=False)] = None,
+    device: Annotated[str | None, typer.Option(help="auto, mps, cuda or cpu.", show_default=False)] = None,
+    data_dir: DataDir = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be rendered, and stop.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Render prompts on this machine, start to finish.
+
+    What was rendered before is not rendered again: after a crash or Ctrl-C, the same command goes on.
+
+    Example: renderkiln render prompts.txt --num-images 4 --sweep guidance_scale=5,7.5 --out pictures
+    """
+    from rich.console import Console
+
+    from renderkiln.home.folder import DataFolder
+    from renderkiln.home.settings import load
+    from renderkiln.producer.inputs import InputCarrier
+    from renderkiln.producer.local_worker import LocalWorker
+
+    from .preparing import prepare
+
+    settings = load(data_dir=data_dir, out=out, engine=engine, device=device)
+    store = settings.out if "://" in settings.out else str(Path(settings.out).expanduser().absolute())
+    carrier = InputCarrier(DataFolder(settings.data_dir))
+    prepared = prepare(prompts, request, settings, carrier, store=store)
+    if dry_run:
+        from .asking import print_plan
+
+        print_plan(prepared, as_json)
+        return
+    LocalWorker.check()
+    from renderkiln.producer.queue import RenderQueue
+
+    console = Console(stderr=True)
+    queue = RenderQueue(settings=settings, inputs=carrier)
+    if queue.server is not None and queue.server.started:
+        console.print(f"started the {queue.server.where} (stop it with `renderkiln server stop`)", markup=False)
+    queue.check(prepared.models)
+    tally = queue.enqueue(prepared.jobs(), batch=prepared.batch, name=prepared.name)
+    console.print(_queued(prepared, tally), markup=False, highlight=False)
+    worker = LocalWorker(settings, store, prepared.models[0])
+    run = _Run(queue, prepared, worker, console)
+    finished = run.follow()
+    _report(queue, prepared, store, run.view, console, as_json, finished, _command())
+    if queue.server is not None and queue.server.embedded is not None and queue.server.started:
+        queue.close()
+        queue.server.embedded.stop_if_unused()
+    if not finished:
+        raise typer.Exit(EXIT_INTERRUPTED)
+    if run.view.failed or run.view.canceled:
+        raise typer.Exit(EXIT_FAILED)
+
+
+class _Run:
+    """Follows the batch to its end with a worker of our own, unless one is there; Ctrl-C ends it cleanly."""
+
+    def __init__(self, queue: RenderQueue, prepared: Prepared, worker: LocalWorker, console: Console) -> None:
+        from renderkiln.producer.live import Watcher
+
+        self._queue, self._prepared, self._worker, self._console = queue, prepared, worker, console
+        self._watcher: Watcher = Watcher(queue.connection, prepared.batch, prepared.num_images, _known_jobs(queue, prepared))
+        self._interrupts = 0
+
+    @property
+    def view(self) -> BatchView:
+        return self._watcher.view
+
+    def follow(self) -> bool:
+        """Whether the batch came to its end."""
+        from .progress import show
+
+        before = signal.signal(signal.SIGINT, self._interrupt)
+        try:
+            show(self._console, self._views())
+        finally:
+            self._worker.stop()
+            self._watcher.close()
+            signal.signal(signal.SIGINT, before)
+        return self.view.is_final
+
+    def _views(self) -> Iterator[BatchView]:
+        for view in self._watcher.updates():
+            if self._interrupts:
+                if self._worker.wait(0):
+                    return
+            elif not view.is_final:
+                self._keep_a_worker()
+            yield view
+
+    def _keep_a_worker(self) -> None:
+        if self._worker.pid is None and self._somebody_else_renders():
+            return
+        self._worker.ensure_running()
+
+    def _somebody_else_renders(self) -> bool:
+        from renderkiln.producer.fleet import live_workers
+
+        workers = live_workers(self._queue.connection)
+        return any(set(self._prepared.models) <= set(worker.models) for worker in workers)
+
+    def _interrupt(self, signum: int, frame: Any) -> None:
+        self._interrupts += 1
+        if self._interrupts == 1:
+            self._console.print("finishing this image; Ctrl-C again to stop at once", markup=False)
+        self._worker.ask_to_stop()
+
+
+def _known_jobs(queue: RenderQueue, prepared: Prepared) -> int:
+    """Jobs of the batch in Redis: fewer than were handed in where some are the same."""
+    from renderkiln.schema import names
+
+    return int(queue.connection.zcard(names.batch_jobs(prepared.batch)))
+
+
+def _queued(prepared: Prepared, tally: Tally) -> str:
+    images = f"{prepared.num_images:,} image{'s' if prepared.num_images != 1 else ''}"
+    said = f"batch {prepared.batch}: {images} in {prepared.num_jobs:,} job{'s' if prepared.num_jobs != 1 else ''}"
+    parts = [f"{tally.queued:,} queued"]
+    if tally.joined:
+        parts.append(f"{tally.joined:,} waiting already")
+    if tally.done:
+        parts.append(f"{tally.done:,} rendered already")
+    return f"{said} ({', '.join(parts)})"
+
+
+def _command() -> str:
+    import shlex
+
+    return "renderkiln " + shlex.join(sys.argv[1:])
+
+
+def _report(
+    queue: RenderQueue,
+    prepared: Prepared,
+    store: str,
+    view: BatchView,
+    console: Console,
+    as_json: bool,
+    finished: bool,
+    command: str,
+) -> None:
+    from renderkiln.producer.sheets import write_contact_sheets
+
+    sheets = write_contact_sheets(queue, prepared.batch, store)
+    for result in view.failed[:20]:
+        what = f"{result.failure.kind}: {result.failure.message}" if result.failure else "no reason given"
+        console.print(f"failed: job {result.job_id}: {what}", markup=False, highlight=False)
+    if not finished:
+        left = view.num_images - view.images_done
+        console.print(
+            f"stopped with {left:,} of {prepared.num_images:,} images to go; nothing is lost.\n"
+            f"go on:   {command}\n"
+            f"or drop: renderkiln cancel {prepared.batch}",
+            markup=False,
+            highlight=False,
+        )
+    if as_json:
+        results = [result.model_dump(mode="json") for result in queue.results(prepared.batch)]
+        print(json.dumps({"batch": prepared.batch, "finished": finished, "contact_sheets": sheets, "jobs": results}))
+    else:
+        for sheet in sheets:
+            print(f"contact sheet: {sheet}")

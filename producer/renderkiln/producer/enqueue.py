@@ -1,0 +1,153 @@
+"""Writing jobs into Redis: in chunks, each chunk in one MULTI with its `submitted` event.
+
+A job whose id is there already is not queued twice: one that waits or runs is joined, one that is done is left alone if
+its pictures are still where they were put, and one that failed or was canceled is queued again. The ids are WATCHed, so
+two producers that submit the same list at once still queue each job once.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+import redis
+from rq import Queue, Retry
+from rq.job import Job as RqJob
+from rq.registry import CanceledJobRegistry, FailedJobRegistry, FinishedJobRegistry
+from rq.serializers import JSONSerializer
+
+from renderkiln.schema import names
+from renderkiln.schema.errors import ServerUnavailableError
+from renderkiln.schema.events import Submitted
+from renderkiln.schema.jobs import Job, JobStatus
+
+from .pictures import are_there
+from .results import read_states
+
+CHUNK = 500
+
+
+@dataclass
+class Tally:
+    """What became of the jobs of a submission."""
+
+    jobs: int = 0
+    images: int = 0
+    queued: int = 0
+    joined: int = 0
+    done: int = 0
+
+
+def enqueue(connection: redis.Redis, jobs: Iterable[Job], batch: str, name: str) -> Tally:
+    """Queues jobs of one batch, reading the iterable chunk by chunk, so that memory does not grow with it.
+
+    Raises:
+        ServerUnavailableError: Redis went away or refused; chunks that were written stay queued, and submitting
+            the same again joins them.
+    """
+    tally = Tally()
+    queues: dict[tuple[str, str], Queue] = {}
+    iterator = iter(jobs)
+    try:
+        while chunk := list(islice(iterator, CHUNK)):
+            _enqueue_chunk(connection, chunk, batch, name, queues, tally)
+    except redis.RedisError as error:
+        raise ServerUnavailableError(
+            f"Redis stopped taking jobs after {tally.queued:,} were queued: {error}. Submit the same again to go on."
+        ) from error
+    return tally
+
+
+def _enqueue_chunk(
+    connection: redis.Redis,
+    chunk: Sequence[Job],
+    batch: str,
+    name: str,
+    queues: dict[tuple[str, str], Queue],
+    tally: Tally,
+) -> None:
+    unique = {job.id: job for job in chunk}
+    while True:
+        with connection.pipeline() as pipe:
+            pipe.watch(*(RqJob.key_for(job_id) for job_id in unique))
+            states = read_states(connection, list(unique))
+            fresh, joined, done = [], 0, 0
+            stale: list[tuple[Job, JobStatus]] = []
+            for (job_id, job), state in zip(unique.items(), states, strict=True):
+                if state is None:
+                    fresh.append(job)
+                elif state.status in (JobStatus.QUEUED, JobStatus.STARTED):
+                    joined += 1
+                elif state.status is JobStatus.FINISHED and state.result is not None and are_there(state.result):
+                    done += 1
+                else:
+                    fresh.append(job)
+                    stale.append((job, state.status))
+            pipe.multi()
+            for job, status in stale:
+                _forget(connection, pipe, job, status)
+            _push(connection, pipe, fresh, queues)
+            now = time.time()
+            pipe.zadd(names.batch_jobs(batch), {job.id: job.index for job in chunk})
+            pipe.zadd(names.BATCHES, {batch: now}, nx=True)
+            pipe.hsetnx(names.batch(batch), "name", name)
+            pipe.hsetnx(names.batch(batch), "created_at", repr(now))
+            images = tally.images + sum(job.num_images for job in chunk)
+            pipe.hset(names.batch(batch), mapping={"num_jobs": tally.jobs + len(chunk), "num_images": images})
+            event = Submitted(time=now, batch=batch, jobs=tuple(job.id for job in fresh))
+            pipe.xadd(
+                names.EVENTS, {"event": event.model_dump_json()}, maxlen=names.EVENTS_LENGTH, approximate=True
+            )
+            try:
+                pipe.execute()
+            except redis.WatchError:
+                continue  # somebody else queued or took one of them just now: look again
+        tally.jobs += len(chunk)
+        tally.images += sum(job.num_images for job in chunk)
+        tally.queued += len(fresh)
+        tally.joined += joined + len(chunk) - len(unique)
+        tally.done += done
+        return
+
+
+def _push(
+    connection: redis.Redis, pipe: redis.client.Pipeline, jobs: Sequence[Job], queues: dict[tuple[str, str], Queue]
+) -> None:
+    by_queue: dict[tuple[str, str], list[Job]] = {}
+    for job in jobs:
+        by_queue.setdefault((job.priority, job.spec.model), []).append(job)
+    for key, members in by_queue.items():
+        queue = queues.get(key)
+        if queue is None:
+            queue = queues[key] = Queue(names.queue(*key), connection=connection, serializer=JSONSerializer)
+        queue.enqueue_many([_data(job) for job in members], pipeline=pipe)
+
+
+def _data(job: Job) -> object:
+    return Queue.prepare_data(
+        names.RENDER_FUNCTION,
+        args=(job.to_json(),),
+        job_id=job.id,
+        # A sentence for `rq info`; RQ would otherwise make one out of the whole payload.
+        description=f"{job.spec.model}: {job.spec.prompt[:80]}",
+        # The supervisor keeps the deadline. RQ's own is a backstop that must never come first.
+        timeout=-1,
+        result_ttl=names.RESULT_TTL,
+        # Only for RQ's own clean-up of abandoned jobs, which any `rq` command may trigger.
+        retry=Retry(max=job.max_attempts),
+    )
+
+
+def _forget(connection: redis.Redis, pipe: redis.client.Pipeline, job: Job, status: JobStatus) -> None:
+    """Takes a job out of the registry that its end put it in, so that it can be queued anew."""
+    registries = {
+        JobStatus.FAILED: FailedJobRegistry,
+        JobStatus.CANCELED: CanceledJobRegistry,
+        JobStatus.FINISHED: FinishedJobRegistry,
+    }
+    name = names.queue(job.priority, job.spec.model)
+    for registry in {registries[status], FailedJobRegistry}:
+        pipe.zrem(registry(name, connection=connection).key, job.id)
+    pipe.delete(RqJob.key_for(job.id))

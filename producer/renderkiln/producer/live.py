@@ -1,0 +1,152 @@
+"""How a batch is coming along, kept up to date from events: what `watch` and `render` show."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import redis
+from pydantic import ValidationError
+from rq.job import Job as RqJob
+
+from renderkiln.schema import names
+from renderkiln.schema.events import Ended, ImageDone, Progress, Returned, Started, parse_event
+from renderkiln.schema.jobs import JobResult, JobStatus
+
+from .results import read_batch
+from .waiting import final_result
+
+
+@dataclass
+class Running:
+    """A job that a worker is at."""
+
+    worker: str
+    about: str
+    k: int = 0
+    num_images: int = 1
+    step: int = 0
+    num_steps: int = 0
+
+
+@dataclass
+class BatchView:
+    """The state of one batch as far as events have told it."""
+
+    batch: str
+    num_images: int
+    num_jobs: int
+    images_done: int = 0
+    jobs_ended: int = 0
+    failed: list[JobResult] = field(default_factory=list)
+    canceled: int = 0
+    running: dict[str, Running] = field(default_factory=dict)
+    started_at: float = field(default_factory=time.monotonic)
+    images_at_start: int = 0
+
+    @property
+    def is_final(self) -> bool:
+        return self.jobs_ended >= self.num_jobs
+
+    @property
+    def images_per_minute(self) -> float | None:
+        """Over the time watched; None until there is something to go by."""
+        done, seconds = self.images_done - self.images_at_start, time.monotonic() - self.started_at
+        return 60 * done / seconds if done and seconds > 0 else None
+
+    @property
+    def seconds_left(self) -> float | None:
+        rate = self.images_per_minute
+        return None if rate is None else 60 * max(0, self.num_images - self.images_done) / rate
+
+
+class Watcher:
+    """Follows one batch. `updates` yields the view again and again, about ten times a second at most."""
+
+    #: Seconds between full looks at Redis, for what events did not tell.
+    RECHECK = 10.0
+
+    def __init__(self, connection: redis.Redis, batch: str, num_images: int, num_jobs: int) -> None:
+        self._connection = connection
+        self._pubsub = connection.pubsub(ignore_subscribe_messages=True)
+        self._pubsub.subscribe(names.PROGRESS)
+        newest = connection.xrevrange(names.EVENTS, count=1)
+        self._last = newest[0][0].decode() if newest else "0-0"
+        self._counted: dict[str, set[int]] = {}
+        self._ended: set[str] = set()
+        self._jobs: set[str] = set()
+        self.view = BatchView(batch, num_images, num_jobs)
+        self._look()
+        self.view.images_at_start = self.view.images_done
+
+    def updates(self, every: float = 0.1) -> Iterator[BatchView]:
+        """Yields until the batch is final, and the last time when it is."""
+        next_look = time.monotonic() + self.RECHECK
+        while not self.view.is_final:
+            yield self.view
+            self._hear(every)
+            if time.monotonic() > next_look:
+                self._look()
+                next_look = time.monotonic() + self.RECHECK
+        yield self.view
+
+    def close(self) -> None:
+        self._pubsub.close()
+
+    def _look(self) -> None:
+        for job_id, state in read_batch(self._connection, self.view.batch):
+            self._jobs.add(job_id)
+            result = final_result(job_id, self.view.batch, state)
+            if result is not None:
+                self._end(result)
+
+    def _hear(self, wait: float) -> None:
+        reply = self._connection.xread({names.EVENTS: self._last}, count=1000, block=max(1, int(wait * 1000)))
+        for _, entries in reply or []:
+            self._last = entries[-1][0].decode()
+            for _, fields in entries:
+                self._apply(fields.get(b"event", b""))
+        while (message := self._pubsub.get_message(timeout=0)) is not None:
+            self._apply(message["data"])
+
+    def _apply(self, text: bytes) -> None:
+        try:
+            event = parse_event(text)
+        except ValidationError:
+            return
+        view = self.view
+        if isinstance(event, Ended) and event.result.job_id in self._jobs:
+            self._end(event.result)
+        elif isinstance(event, ImageDone) and event.job_id in self._jobs:
+            self._count(event.job_id, event.image.k)
+        elif isinstance(event, Started) and event.job_id in self._jobs:
+            about = self._connection.hget(RqJob.key_for(event.job_id), "description") or b""
+            view.running[event.job_id] = Running(event.worker, about.decode(errors="replace"))
+        elif isinstance(event, Returned):
+            view.running.pop(event.job_id, None)
+        elif isinstance(event, Progress) and event.job_id in self._jobs:
+            running = view.running.setdefault(event.job_id, Running(event.worker, ""))
+            running.k, running.num_images = event.k, event.num_images
+            running.step, running.num_steps = event.step, event.num_steps
+
+    def _count(self, job_id: str, k: int) -> None:
+        counted = self._counted.setdefault(job_id, set())
+        if k not in counted and job_id not in self._ended:
+            counted.add(k)
+            self.view.images_done += 1
+
+    def _end(self, result: JobResult) -> None:
+        view = self.view
+        view.running.pop(result.job_id, None)
+        if result.job_id in self._ended:
+            return
+        for image in result.images:
+            self._count(result.job_id, image.k)
+        self._ended.add(result.job_id)
+        self._counted.pop(result.job_id, None)
+        view.jobs_ended += 1
+        if result.status is JobStatus.FAILED:
+            view.failed.append(result)
+        elif result.status is JobStatus.CANCELED:
+            view.canceled += 1

@@ -1,0 +1,51 @@
+"""What there is: the batches that Redis knows, and what the ledger still knows of older ones."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import redis
+
+from renderkiln.home.folder import DataFolder
+from renderkiln.schema import names
+from renderkiln.schema.jobs import JobResult
+
+
+@dataclass(frozen=True)
+class BatchRow:
+    """A batch as it was submitted. `created_at` is in seconds since 1970."""
+
+    id: str
+    name: str
+    created_at: float
+    num_jobs: int
+    num_images: int
+
+
+def recent_batches(connection: redis.Redis, limit: int | None = 20) -> list[BatchRow]:
+    """Batches, newest first; all of them where `limit` is None."""
+    found = connection.zrevrange(names.BATCHES, 0, -1 if limit is None else limit - 1, withscores=True)
+    with connection.pipeline(transaction=False) as pipe:
+        for batch, _ in found:
+            pipe.hmget(names.batch(batch.decode()), "name", "num_images")
+            pipe.zcard(names.batch_jobs(batch.decode()))
+        replies = pipe.execute()
+    rows = []
+    for (batch, created_at), (name, num_images), num_jobs in zip(found, replies[::2], replies[1::2], strict=True):
+        text = name.decode(errors="replace") if name else batch.decode()
+        rows.append(BatchRow(batch.decode(), text, created_at, num_jobs, int(num_images or 0)))
+    return rows
+
+
+def ledger_results(folder: DataFolder, what: str) -> list[JobResult]:
+    """What this machine's ledger has of a batch or a job; empty where it has none, or there is no ledger."""
+    if not folder.ledger.is_file():
+        return []
+    from renderkiln.home.ledger import Ledger
+
+    ledger = Ledger(folder.ledger)
+    try:
+        one = ledger.result(what)
+        return [one] if one else list(ledger.batch_results(what))
+    finally:
+        ledger.close()

@@ -1,0 +1,87 @@
+"""From items to requests: pictures resolved, and everything checked that can be checked without a worker."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from pydantic import ValidationError
+
+from renderkiln.schema import JobOptions, RenderSpec, parse_request
+from renderkiln.schema.errors import ImageInputError, InvalidSpecError
+
+from .expand import Seen
+from .fields import IMAGE_FIELDS
+from .lists import PromptList
+from .model import Item, Request, Where
+
+#: Takes a path and the folder that it is relative to; returns the `sha256:…` of the picture there. The same
+#: picture is asked for as often as it is named.
+ResolveImage: TypeAlias = Callable[[str, Path], str]
+
+
+def requests(lists: Iterable[PromptList], resolve_image: ResolveImage) -> Iterator[Request]:
+    """The jobs that the lists ask for, in their order.
+
+    Equal items are counted across the lists: two equal prompts give two pictures, also from two files.
+
+    Raises:
+        PromptListError: an entry is not a job that can be rendered; says where it stands.
+    """
+    seen = Seen()
+    for each in lists:
+        for item in each.items(seen):
+            fields = _with_images(item, resolve_image)
+            try:
+                spec, options = parse_request(fields)
+            except InvalidSpecError as error:
+                raise _culprit(item, fields).error(str(error)) from None
+            yield Request(spec, options, item.where)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a submission comes to."""
+
+    jobs: int
+    images: int
+
+
+def summary(asked: Iterable[Request]) -> Summary:
+    """Counts jobs and images."""
+    jobs = images = 0
+    for request in asked:
+        jobs += 1
+        images += request.options.num_images
+    return Summary(jobs, images)
+
+
+def _with_images(item: Item, resolve_image: ResolveImage) -> dict[str, Any]:
+    if not any(name in item.fields for name in IMAGE_FIELDS):
+        return item.fields
+    fields = dict(item.fields)
+    for name in IMAGE_FIELDS:
+        path = fields.get(name)
+        if path is None or path.startswith("sha256:"):
+            continue
+        folder = Path() if name in item.outside else item.folder
+        try:
+            fields[name] = resolve_image(path, folder)
+        except ImageInputError as error:
+            raise item.place(name).error(f"{name}: {error}") from error
+    return fields
+
+
+def _culprit(item: Item, fields: dict[str, Any]) -> Where:
+    """Where the first field stands that the schema refuses."""
+    try:
+        RenderSpec.model_validate(
+            {name: fields[name] for name in fields if name not in JobOptions.model_fields}
+        )
+    except ValidationError as error:
+        for finding in error.errors(include_url=False):
+            if finding["loc"] and finding["loc"][0] in item.fields:
+                return item.place(str(finding["loc"][0]))
+    return item.where

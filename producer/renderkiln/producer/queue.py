@@ -1,0 +1,275 @@
+"""`RenderQueue`: the client. Submit jobs, wait for them, look at them, cancel them.
+
+    queue = RenderQueue()                                   # RENDERKILN_REDIS_URL, or the embedded server
+    batch = queue.submit_many({"prompt": line} for line in open("prompts.txt"))
+    for result in queue.as_completed(batch):
+        print(result.status, [image.url for image in result.images])
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from typing import Any
+
+import redis
+
+from renderkiln.home.connect import connect
+from renderkiln.home.folder import DataFolder
+from renderkiln.home.pictures.naming import slug
+from renderkiln.home.settings import Settings, load
+from renderkiln.schema import names
+from renderkiln.schema.errors import BadInputError, JobFailedError, NotFoundError
+from renderkiln.schema.jobs import Failure, Job, JobOptions, JobResult, JobStatus, make_job, parse_request
+from renderkiln.schema.spec import MAX_SEED, RenderSpec
+
+from . import cancel as canceling
+from .enqueue import Tally, enqueue
+from .fleet import check_model
+from .inputs import IMAGE_FIELDS, InputCarrier
+from .results import read_batch, read_states
+from .waiting import as_completed, final_result
+
+
+@dataclass(frozen=True)
+class SubmittedJob:
+    """A job that was handed in: its id, and what became of it at once."""
+
+    id: str
+    batch: str
+    #: "queued", "joined" (the same job waits or runs already) or "done" (its pictures are there already).
+    outcome: str
+
+
+@dataclass(frozen=True)
+class SubmittedBatch:
+    """A submission of many jobs."""
+
+    id: str
+    num_jobs: int
+    num_images: int
+    num_queued: int
+    num_joined: int
+    num_done: int
+
+
+@dataclass(frozen=True)
+class BatchStatus:
+    """How many jobs of a batch stand where."""
+
+    id: str
+    queued: int = 0
+    started: int = 0
+    finished: int = 0
+    failed: int = 0
+    canceled: int = 0
+
+    @property
+    def total(self) -> int:
+        return self.queued + self.started + self.finished + self.failed + self.canceled
+
+    @property
+    def is_final(self) -> bool:
+        return self.queued == self.started == 0
+
+
+class RenderQueue:
+    """A client of the render queue.
+
+    Args:
+        url: a Redis URL; where None, RENDERKILN_REDIS_URL or the embedded server of the data folder.
+        settings: all settings at once, instead of the environment's.
+        connection: a redis-py client to use as it is.
+        inputs: pictures that were added already, to be sent with the jobs that start from them.
+
+    Raises:
+        ServerUnavailableError: no server answers. SettingsError: a setting is wrong.
+    """
+
+    def __init__(
+        self,
+        url: str | None = None,
+        *,
+        settings: Settings | None = None,
+        connection: redis.Redis | None = None,
+        inputs: InputCarrier | None = None,
+    ) -> None:
+        self.settings = settings or load(redis_url=url)
+        self.folder = DataFolder(self.settings.data_dir)
+        #: How the server was reached; None where a connection was handed in.
+        self.server = None if connection else connect(self.settings)
+        self.connection: redis.Redis = self.server.redis if self.server else connection  # type: ignore[assignment]
+        self._inputs = inputs or InputCarrier(self.folder)
+        self._local = self.server is not None and self.server.embedded is not None
+
+    # Submitting.
+
+    def submit(self, *, again: bool = False, **fields: Any) -> SubmittedJob:
+        """Queues one job; `fields` are those of `RenderSpec` and `JobOptions`.
+
+        `init_image` and `mask_image` may be paths or bytes. Without a `seed`, a random one is drawn. The same job
+        handed in twice is one job; `again=True` renders it anew.
+
+        Raises:
+            InvalidSpecError, ImageInputError, ModelNotFoundError: and nothing was queued.
+        """
+        spec, options = self._request(fields)
+        self.check([spec.model])
+        nonce = secrets.token_hex(4) if again else ""
+        job = make_job(spec, options, batch="single", index=0, again=nonce)
+        job = job.model_copy(update={"batch": f"{slug(spec.prompt)[:40].strip('-')}-{job.id[:8]}"})
+        tally = self.enqueue([job], batch=job.batch, name=spec.prompt[:80])
+        return SubmittedJob(job.id, job.batch, "queued" if tally.queued else "joined" if tally.joined else "done")
+
+    def submit_many(
+        self, requests: Iterable[Mapping[str, Any]], *, name: str | None = None, again: bool = False
+    ) -> SubmittedBatch:
+        """Queues a job for each mapping of fields, as `submit` does for one.
+
+        The iterable is read as it is queued: memory does not grow with its length, and where a mapping is not valid,
+        those before it are queued already. Check a list first (as the command line does) where that matters.
+
+        Raises:
+            InvalidSpecError, ImageInputError, ModelNotFoundError: names the request by its number, from 1.
+        """
+        stamp = datetime.now(timezone.utc).strftime("%Y%m%d-%H%M%S")
+        batch = f"{slug(name or 'batch')[:40].strip('-')}-{stamp}-{secrets.token_hex(2)}"
+        nonce = secrets.token_hex(4) if again else ""
+        tally = self.enqueue(self._jobs(requests, batch, nonce), batch=batch, name=name or batch)
+        return SubmittedBatch(batch, tally.jobs, tally.images, tally.queued, tally.joined, tally.done)
+
+    def enqueue(self, jobs: Iterable[Job], *, batch: str, name: str) -> Tally:
+        """Queues jobs that are made already, after the pictures that they start from."""
+        return enqueue(self.connection, self._sending_inputs(jobs), batch, name)
+
+    def check(self, models: Iterable[str]) -> None:
+        """Raises ModelNotFoundError where one of the models is known to be nowhere."""
+        for model in models:
+            check_model(self.connection, self.folder, model, local=self._local)
+
+    @property
+    def inputs(self) -> InputCarrier:
+        """Where init images and masks are added before their jobs."""
+        return self._inputs
+
+    # Looking.
+
+    def status(self, what: str | SubmittedJob | SubmittedBatch) -> JobStatus | BatchStatus:
+        """Where a job, or the jobs of a batch, stand. Raises NotFoundError."""
+        target = self._target(what)
+        if target.job_id is not None:
+            (state,) = read_states(self.connection, [target.job_id])
+            if state is None:
+                raise NotFoundError(f"job {target.job_id} is not known to Redis (results are kept for a week).")
+            return state.status
+        counts = {status: 0 for status in JobStatus}
+        for _, state in read_batch(self.connection, target.batch):
+            if state is not None:
+                counts[state.status] += 1
+        return BatchStatus(target.batch, **{status.value: count for status, count in counts.items()})
+
+    def results(self, what: str | SubmittedJob | SubmittedBatch) -> Iterator[JobResult]:
+        """The results of what has ended so far, in the order of the batch. Raises NotFoundError."""
+        target = self._target(what)
+        rows = (
+            read_batch(self.connection, target.batch)
+            if target.job_id is None
+            else zip([target.job_id], read_states(self.connection, [target.job_id]), strict=True)
+        )
+        for job_id, state in rows:
+            if (result := final_result(job_id, target.batch, state)) is not None:
+                yield result
+
+    def wait(self, job: str | SubmittedJob, timeout: float | None = None) -> JobResult:
+        """Waits for one job and returns its result.
+
+        Raises:
+            WaitTimeoutError: `timeout` seconds passed. JobFailedError: the job failed or was canceled.
+        """
+        result = next(self.as_completed(job, timeout=timeout))
+        if result.status is JobStatus.FINISHED:
+            return result
+        failure = result.failure or Failure(kind="canceled", message="it was canceled")
+        raise JobFailedError(f"job {result.job_id} {result.status.value}: {failure.message}", failure.kind)
+
+    def as_completed(
+        self, what: str | SubmittedJob | SubmittedBatch | Iterable[SubmittedJob], timeout: float | None = None
+    ) -> Iterator[JobResult]:
+        """Yields results as jobs end, each once. Raises WaitTimeoutError, NotFoundError."""
+        if isinstance(what, (str, SubmittedJob, SubmittedBatch)):
+            target = self._target(what)
+            job_ids = [target.job_id] if target.job_id is not None else self._ids(target.batch)
+            return as_completed(self.connection, job_ids, target.batch, timeout)
+        return as_completed(self.connection, [job.id for job in what], "", timeout)
+
+    # Changing one's mind.
+
+    def cancel(self, what: str | SubmittedJob | SubmittedBatch) -> int:
+        """Cancels a job or all open jobs of a batch; how many were open. Raises NotFoundError."""
+        target = self._target(what)
+        return canceling.cancel(
+            self.connection, [target.job_id] if target.job_id is not None else self._ids(target.batch)
+        )
+
+    def retry(self, what: str | SubmittedJob | SubmittedBatch) -> int:
+        """Queues failed and canceled jobs again; how many. Raises NotFoundError."""
+        target = self._target(what)
+        ids = [target.job_id] if target.job_id is not None else self._ids(target.batch)
+        jobs = canceling.ended_jobs(self.connection, ids)
+        return enqueue(self.connection, jobs, target.batch, target.batch).queued
+
+    def close(self) -> None:
+        self.connection.close()
+
+    # Inside.
+
+    def _request(self, fields: Mapping[str, Any]) -> tuple[RenderSpec, JobOptions]:
+        given = dict(fields)
+        given.setdefault("model", self.settings.model)
+        if given.get("seed") is None:
+            given["seed"] = secrets.randbelow(MAX_SEED + 1)
+        if any(name in given for name in IMAGE_FIELDS):
+            self._inputs.resolve(given)
+        return parse_request(given)
+
+    def _jobs(self, requests: Iterable[Mapping[str, Any]], batch: str, again: str) -> Iterator[Job]:
+        index = 0
+        checked: set[str] = set()
+        for number, fields in enumerate(requests, start=1):
+            try:
+                spec, options = self._request(fields)
+                if spec.model not in checked:
+                    self.check([spec.model])
+                    checked.add(spec.model)
+            except BadInputError as error:
+                raise type(error)(f"request {number}: {error}") from None
+            yield make_job(spec, options, batch=batch, index=index, again=again)
+            index += options.num_images
+
+    def _sending_inputs(self, jobs: Iterable[Job]) -> Iterator[Job]:
+        for job in jobs:
+            self._inputs.send(self.connection)
+            yield job
+
+    def _target(self, what: str | SubmittedJob | SubmittedBatch) -> _Target:
+        if isinstance(what, SubmittedJob):
+            return _Target(what.batch, what.id)
+        if isinstance(what, SubmittedBatch):
+            return _Target(what.id, None)
+        if self.connection.zscore(names.BATCHES, what) is not None:
+            return _Target(what, None)
+        (state,) = read_states(self.connection, [what])
+        if state is not None:
+            return _Target(state.result.batch if state.result else "", what)
+        raise NotFoundError(f"no batch and no job {what!r} in Redis. `renderkiln status` lists batches.")
+
+    def _ids(self, batch: str) -> list[str]:
+        return [job_id.decode() for job_id in self.connection.zrange(names.batch_jobs(batch), 0, -1)]
+
+
+@dataclass(frozen=True)
+class _Target:
+    batch: str
+    job_id: str | None

@@ -1,0 +1,98 @@
+"""Waiting for jobs: woken by the event stream, checked against the jobs themselves.
+
+An event says which job to look at; the job's own record says what came of it. So a lost event costs a few seconds of
+delay and never a hang, and a job that was done before the waiting began is seen at once.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+
+import redis
+from pydantic import ValidationError
+
+from renderkiln.schema import names
+from renderkiln.schema.errors import NotFoundError, WaitTimeoutError
+from renderkiln.schema.events import Ended, parse_event
+from renderkiln.schema.jobs import Failure, JobResult, JobStatus
+
+from .results import JobState, read_states
+
+#: Seconds between looks at all open jobs, for what no event told us of.
+RECHECK = 5.0
+_CHUNK = 1000
+
+
+def as_completed(
+    connection: redis.Redis, job_ids: Iterable[str], batch: str, timeout: float | None = None
+) -> Iterator[JobResult]:
+    """Yields each job's result once it is final, in the order in which they end.
+
+    Raises:
+        WaitTimeoutError: `timeout` seconds passed with jobs still open.
+    """
+    deadline = None if timeout is None else time.monotonic() + timeout
+    open_jobs = set(job_ids)
+    total = len(open_jobs)
+    news = EventReader(connection)  # before the first look: what ends after it is heard of
+    to_check: Iterable[str] = open_jobs
+    recheck_at = 0.0
+    while open_jobs:
+        if time.monotonic() >= recheck_at:
+            to_check, recheck_at = open_jobs, time.monotonic() + RECHECK
+        for result in _final(connection, list(to_check), batch):
+            open_jobs.discard(result.job_id)
+            yield result
+        if not open_jobs:
+            return
+        until = recheck_at if deadline is None else min(recheck_at, deadline)
+        to_check = {job_id for job_id in news.ended(until) if job_id in open_jobs}
+        if not to_check and deadline is not None and time.monotonic() >= deadline:
+            raise WaitTimeoutError(f"{len(open_jobs)} of {total} jobs were not done within {timeout:g} s.")
+
+
+def final_result(job_id: str, batch: str, state: JobState | None) -> JobResult | None:
+    """The result of a job that has ended, else None. One that Redis has forgotten has ended without a trace."""
+    if state is None:
+        lost = Failure(kind=NotFoundError.kind, message="Redis does not know the job (any more).")
+        return JobResult(job_id=job_id, batch=batch, status=JobStatus.FAILED, failure=lost)
+    if not state.status.is_final:
+        return None
+    return state.result or JobResult(job_id=job_id, batch=batch, status=state.status)
+
+
+def _final(connection: redis.Redis, job_ids: list[str], batch: str) -> Iterator[JobResult]:
+    for start in range(0, len(job_ids), _CHUNK):
+        part = job_ids[start : start + _CHUNK]
+        for job_id, state in zip(part, read_states(connection, part), strict=True):
+            if (result := final_result(job_id, batch, state)) is not None:
+                yield result
+
+
+class EventReader:
+    """Reads the event stream from where it ends now."""
+
+    def __init__(self, connection: redis.Redis) -> None:
+        self._connection = connection
+        newest = connection.xrevrange(names.EVENTS, count=1)
+        self._last = newest[0][0].decode() if newest else "0-0"
+
+    def ended(self, until: float) -> set[str]:
+        """Ids of jobs that ended; blocks until there is one, or until `until` (of time.monotonic)."""
+        found: set[str] = set()
+        while not found and (left := until - time.monotonic()) > 0:
+            reply = self._connection.xread({names.EVENTS: self._last}, count=1000, block=max(1, int(left * 1000)))
+            for _, entries in reply or []:
+                self._last = entries[-1][0].decode()
+                for _, fields in entries:
+                    text = fields.get(b"event", b"")
+                    if b'"type":"ended"' not in text:
+                        continue
+                    try:
+                        event = parse_event(text)
+                    except ValidationError:
+                        continue
+                    if isinstance(event, Ended):
+                        found.add(event.result.job_id)
+        return found

@@ -1,0 +1,173 @@
+"""Every error that renderkiln raises on purpose, under one root.
+
+A message says what happened, to what, and what to do about it. `kind` is the stable name that crosses process and
+machine boundaries (in events, in the ledger, in `--json`); `exit_code` is what the command line ends with.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from typing import ClassVar
+
+#: Exit codes of the command line.
+EXIT_OK, EXIT_FAILED, EXIT_BAD_INPUT, EXIT_UNAVAILABLE, EXIT_INTERRUPTED = 0, 1, 2, 3, 130
+
+
+class RenderkilnError(Exception):
+    """The root: raised only through its subclasses."""
+
+    kind: ClassVar[str] = "error"
+    exit_code: ClassVar[int] = EXIT_FAILED
+
+
+class BadInputError(RenderkilnError):
+    """Raised when what was asked for cannot be done as it stands; nothing was queued or overwritten."""
+
+    kind = "bad_input"
+    exit_code = EXIT_BAD_INPUT
+
+
+class InvalidSpecError(BadInputError):
+    """Raised when a field of a render spec or a job is unknown, missing, or outside its limits."""
+
+    kind = "invalid_spec"
+
+
+class PromptListError(BadInputError):
+    """Raised when a prompt list cannot be read; knows where: file, line and column (both from 1)."""
+
+    kind = "prompt_list"
+
+    def __init__(self, message: str, *, source: str, line: int | None = None, column: int | None = None) -> None:
+        self.source, self.line, self.column = source, line, column
+        where = ":".join(str(part) for part in (source, line, column) if part is not None)
+        super().__init__(f"{where}: {message}")
+
+
+class ModelNotFoundError(BadInputError):
+    """Raised when no model of that name is on this machine, or on any worker that is up."""
+
+    kind = "model_not_found"
+
+
+class ImageInputError(BadInputError):
+    """Raised when an init image or a mask is missing, too large, or not a picture."""
+
+    kind = "image_input"
+
+
+class SettingsError(BadInputError):
+    """Raised when a setting, from the environment or from renderkiln.toml, is not valid."""
+
+    kind = "settings"
+
+
+class NotFoundError(BadInputError):
+    """Raised when a job, a batch or a picture that was named is not known."""
+
+    kind = "not_found"
+
+
+class ServerUnavailableError(RenderkilnError):
+    """Raised when Redis (or the embedded server) cannot be reached or refuses us."""
+
+    kind = "server_unavailable"
+    exit_code = EXIT_UNAVAILABLE
+
+
+class LedgerError(RenderkilnError):
+    """Raised when the ledger cannot be opened, migrated or written."""
+
+    kind = "ledger"
+    exit_code = EXIT_UNAVAILABLE
+
+
+class StoreError(RenderkilnError):
+    """Raised when the store, where pictures go, cannot be read or written."""
+
+    kind = "store"
+
+
+class WorkerUnavailableError(RenderkilnError):
+    """Raised when a worker is needed on this machine and cannot be started."""
+
+    kind = "worker_unavailable"
+    exit_code = EXIT_UNAVAILABLE
+
+
+class RenderFailedError(RenderkilnError):
+    """Raised when rendering went wrong in a way that no other type names."""
+
+    kind = "render_failed"
+
+
+class BadImageError(RenderFailedError):
+    """Raised when the model gave NaN or an all-black picture: a failure, never a result."""
+
+    kind = "bad_image"
+
+
+class SafetyFilteredError(RenderFailedError):
+    """Raised when the model's safety checker hid the picture."""
+
+    kind = "safety_filtered"
+
+
+class OutOfMemoryError(RenderFailedError):
+    """Raised when memory, the machine's or the accelerator's, ran out."""
+
+    kind = "out_of_memory"
+
+
+class ModelLoadError(RenderFailedError):
+    """Raised when a model folder is there but cannot be loaded: a file is missing, truncated or of no known kind."""
+
+    kind = "model_load"
+
+
+class RendererDiedError(RenderFailedError):
+    """Raised when the renderer process ended in mid-job, by a crash or by the system's memory killer."""
+
+    kind = "renderer_died"
+
+
+class DeadlinePassedError(RenderFailedError):
+    """Raised when a job took longer than its timeout."""
+
+    kind = "deadline_passed"
+
+
+class JobFailedError(RenderFailedError):
+    """Raised to a waiting client when its job failed; carries the failure's kind in `failure_kind`."""
+
+    kind = "job_failed"
+
+    def __init__(self, message: str, failure_kind: str) -> None:
+        self.failure_kind = failure_kind
+        super().__init__(message)
+
+
+class CanceledError(RenderkilnError):
+    """Raised when a person canceled the job."""
+
+    kind = "canceled"
+
+
+class WaitTimeoutError(RenderkilnError):
+    """Raised when a wait for jobs ended before they did."""
+
+    kind = "wait_timeout"
+
+
+def nearest(name: str, known: Iterable[str], count: int = 3) -> list[str]:
+    """The known names closest to a misspelt one, best first; may be empty."""
+    by_folded = {candidate.casefold(): candidate for candidate in known}
+    hits = difflib.get_close_matches(name.casefold(), by_folded, n=count, cutoff=0.4)
+    return [by_folded[hit] for hit in hits]
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """` Did you mean …?` with the nearest names, or an empty string."""
+    names = nearest(name, known)
+    return f" Did you mean {' or '.join(repr(hit) for hit in names)}?" if names else ""

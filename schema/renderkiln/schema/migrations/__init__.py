@@ -1,0 +1,1 @@
+"""Alembic migrations of the ledger; they run when a ledger is opened."""

@@ -1,0 +1,54 @@
+"""Every name that renderkiln uses in Redis, in one place.
+
+RQ adds its own prefixes (`rq:queue:`, `rq:job:`, `rq:workers`) to the queue names and job ids given here.
+"""
+
+from __future__ import annotations
+
+#: The one function that a worker runs, as RQ names it. It is an allow-list of one: nothing is imported by this name.
+RENDER_FUNCTION = "renderkiln.render"
+
+#: Stream of durable events; each entry has one field, `event`.
+EVENTS = "renderkiln:events"
+#: Entries kept, about: enough for a client to catch up on a night, small enough to forget.
+EVENTS_LENGTH = 100_000
+#: Channel of progress events.
+PROGRESS = "renderkiln:progress"
+#: Sorted set of batch ids by time of submission (seconds since 1970).
+BATCHES = "renderkiln:batches"
+#: Seconds for which a job's result stays in Redis: a week.
+RESULT_TTL = 7 * 86400
+#: Seconds for which an init image stays in Redis after it was last submitted.
+BLOB_TTL = 30 * 86400
+
+
+def queue(priority: str, model: str) -> str:
+    """The queue of one priority and one model."""
+    return f"renderkiln:{priority}:{model}"
+
+
+def batch(batch_id: str) -> str:
+    """Hash of a batch: name, created_at, num_jobs, num_images."""
+    return f"renderkiln:batch:{batch_id}"
+
+
+def batch_jobs(batch_id: str) -> str:
+    """Sorted set of a batch's job ids by their index."""
+    return f"renderkiln:batch:{batch_id}:jobs"
+
+
+def blob(sha256: str) -> str:
+    """An init image or mask, by the SHA-256 of its bytes."""
+    return f"renderkiln:blob:{sha256}"
+
+
+def worker(name: str) -> str:
+    """JSON that a live worker announces (models, host, engine, pid); expires with its lease."""
+    return f"renderkiln:worker:{name}"
+
+
+#: Pattern of `worker(…)`, for SCAN.
+WORKERS_PATTERN = "renderkiln:worker:*"
+
+#: Field of a job's hash that asks its worker to stop it.
+CANCEL_FIELD = "renderkiln_cancel"

@@ -1,0 +1,124 @@
+"""The worker's part of the command line: `renderkiln worker` and `renderkiln models`.
+
+Hooked into the one command through the entry-point group `renderkiln.commands`; nothing heavy is imported before a
+command runs.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from renderkiln.home.settings import Settings, load
+from renderkiln.schema.errors import WorkerUnavailableError
+
+_NEEDED = ("torch", "diffusers", "transformers", "safetensors", "numpy")
+
+
+def add_commands(app: typer.Typer) -> None:
+    """Adds the worker's commands to the command line."""
+    app.command("worker")(worker)
+    models = typer.Typer(help="The models of this machine.", no_args_is_help=True)
+    models.command("list")(list_models)
+    app.add_typer(models, name="models")
+
+
+def worker(
+    data_dir: Annotated[Path | None, typer.Option(help="Folder of ledger, server and models.")] = None,
+    out: Annotated[str | None, typer.Option(help="The store: a folder or an fsspec URL.")] = None,
+    engine: Annotated[str | None, typer.Option(help="What makes the stages: auto or torch.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, mps, cuda or cpu.")] = None,
+    model: Annotated[list[str] | None, typer.Option(help="Listen for this model only (repeatable).")] = None,
+    warm: Annotated[str | None, typer.Option(help="Model to load at start; the default model unless told.")] = None,
+    name: Annotated[str | None, typer.Option(help="The worker's name; host and process id unless told.")] = None,
+    burst: Annotated[bool, typer.Option("--burst", help="End when the queues are empty.")] = False,
+) -> None:
+    """Render the jobs that come, until told to stop.
+
+    The first Ctrl-C finishes the image at hand and gives the rest of its job back; the second stops at once. No work is
+    lost either way.
+
+    Example: RENDERKILN_REDIS_URL=redis://:secret@mini-1:6379 renderkiln worker --out s3://renders
+    """
+    settings = load(data_dir=data_dir, out=out, engine=engine, device=device)
+    _say_what_is_missing()
+    _log_to_stderr(settings)
+    from renderkiln.home.connect import connect
+
+    from .supervisor.service import WorkerOptions, run_worker
+
+    connection = connect(settings)
+    logging.getLogger("renderkiln.supervisor").info("connected to %s", connection.where)
+    run_worker(settings, connection, WorkerOptions(name=name, models=tuple(model or ()), burst=burst, warm=warm))
+
+
+def list_models(
+    data_dir: Annotated[Path | None, typer.Option(help="Folder of ledger, server and models.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
+) -> None:
+    """Show the models that are on this machine.
+
+    Example: renderkiln models list --json
+    """
+    from renderkiln.home.folder import DataFolder
+    from renderkiln.home.models import installed_models
+
+    found = installed_models(DataFolder(load(data_dir=data_dir).data_dir))
+    if as_json:
+        rows = [
+            {
+                "name": model.name,
+                "path": str(model.path),
+                "pipeline": model.pipeline,
+                "size_bytes": model.size_bytes,
+                "packaged": model.packaged,
+            }
+            for model in found
+        ]
+        print(json.dumps(rows, indent=2))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("model", "pipeline", "MB", "where", box=None, header_style="bold")
+    for model in found:
+        where = "packaged demo model" if model.packaged else str(model.path)
+        table.add_row(model.name, model.pipeline, f"{model.size_bytes / 1e6:,.1f}", where)
+    Console().print(table)
+
+
+def _say_what_is_missing() -> None:
+    missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        raise WorkerUnavailableError(
+            f"a worker needs {', '.join(missing)}, which the base install leaves out: "
+            "pip install 'renderkiln[worker]'"
+        )
+
+
+class _JsonLines(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        line = {
+            "time": self.formatTime(record),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            line["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(line)
+
+
+def _log_to_stderr(settings: Settings) -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    human = logging.Formatter("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S")
+    handler.setFormatter(_JsonLines() if settings.log_format == "json" else human)
+    logger = logging.getLogger("renderkiln")
+    logger.setLevel(logging.INFO)
+    logger.addHandler(handler)

@@ -1,0 +1,133 @@
+"""What the renderer does: take an order, render, answer; stop between steps when told to; end when nobody listens."""
+
+from __future__ import annotations
+
+import logging
+import traceback
+from collections import deque
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+from renderkiln.home.folder import DataFolder
+from renderkiln.home.models import find_model
+from renderkiln.schema.errors import CanceledError, OutOfMemoryError, RenderFailedError, RenderkilnError
+from renderkiln.schema.jobs import parse_job
+from renderkiln.worker.engine.base import Engine
+from renderkiln.worker.protocol import (
+    Cancel,
+    Done,
+    Failed,
+    FromRenderer,
+    Picture,
+    Ready,
+    Render,
+    RendererConfig,
+    Step,
+    ToRenderer,
+    WarmUp,
+)
+
+log = logging.getLogger("renderkiln.renderer")
+
+
+def serve(connection: Connection, config: RendererConfig) -> None:
+    """Serves orders until the other end of the pipe is closed, which is how a dead supervisor shows."""
+    orders = Orders(connection)
+    try:
+        engine = _make_engine(config)
+        while True:
+            order = orders.next()
+            if isinstance(order, WarmUp):
+                _warm_up(engine, order, connection)
+            elif isinstance(order, Render):
+                _render(engine, order, orders, connection)
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        return
+
+
+class Orders:
+    """The supervisor's orders, with those that a running job must hear of picked out."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._waiting: deque[ToRenderer] = deque()
+
+    def next(self) -> ToRenderer:
+        """The next order; waits for it. Raises EOFError when the supervisor is gone."""
+        return self._waiting.popleft() if self._waiting else self._connection.recv()
+
+    def cancel(self) -> Cancel | None:
+        """A cancel that has come since the last look; other orders are kept for later."""
+        found = None
+        while self._connection.poll():
+            order = self._connection.recv()
+            if isinstance(order, Cancel):
+                found = order
+            else:
+                self._waiting.append(order)
+        return found
+
+
+def _make_engine(config: RendererConfig) -> Engine:
+    from renderkiln.worker.engine.torch_engine import TorchEngine
+
+    folder = DataFolder(Path(config.data_dir))
+    return TorchEngine(lambda name, revision: find_model(folder, name), device=config.device, dtype=config.dtype)
+
+
+def _warm_up(engine: Engine, order: WarmUp, connection: Connection) -> None:
+    try:
+        warm = engine.warm_up(order.model)
+    except Exception as error:  # whatever it is, the supervisor has to hear of it
+        connection.send(_failed(error))
+        return
+    info = engine.describe()
+    about = {"engine": info.engine, "device": info.device, "dtype": info.dtype, **info.versions}
+    connection.send(Ready(order.model, warm.seconds, about))
+
+
+def _render(engine: Engine, order: Render, orders: Orders, connection: Connection) -> None:
+    stop_after_image = False
+
+    def on_step(k: int, step: int, num_steps: int) -> None:
+        nonlocal stop_after_image
+        cancel = orders.cancel()
+        if cancel is not None and not cancel.after_image:
+            raise CanceledError(f"stopped after step {step} of {num_steps} of image {k}")
+        stop_after_image = stop_after_image or cancel is not None
+        connection.send(Step(k, step, num_steps))
+
+    answer: FromRenderer = Done()
+    try:
+        job = parse_job(order.job_json)
+        last = max(k for k in range(job.num_images) if k not in order.skip)
+        for image in engine.render(job, order.inputs, skip=frozenset(order.skip), on_step=on_step):
+            connection.send(
+                Picture(
+                    image.k,
+                    image.seed,
+                    image.width,
+                    image.height,
+                    image.rgb,
+                    image.seconds,
+                    image.load_seconds,
+                    image.notes,
+                )
+            )
+            if stop_after_image and image.k != last:
+                raise CanceledError(f"stopped after image {image.k}")
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        raise
+    except Exception as error:
+        answer = _failed(error)
+    connection.send(answer)
+
+
+def _failed(error: Exception) -> Failed:
+    details = "".join(traceback.format_exception(error))
+    if isinstance(error, RenderkilnError):
+        return Failed(error.kind, str(error), details)
+    if isinstance(error, MemoryError):
+        return Failed(OutOfMemoryError.kind, "memory ran out while rendering.", details)
+    log.error("the engine failed in a way that it has no name for", exc_info=error)
+    return Failed(RenderFailedError.kind, f"{type(error).__name__}: {error}", details)

@@ -1,0 +1,189 @@
+"""A worker, put together: settings in, a supervisor with its renderer, ledger and queues out."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import redis
+
+from renderkiln.home.connect import Connection
+from renderkiln.home.folder import DataFolder
+from renderkiln.home.ledger import Ledger
+from renderkiln.home.models import installed_models
+from renderkiln.home.pictures.inputs import check_input_bytes
+from renderkiln.home.settings import Settings
+from renderkiln.home.store import Store
+from renderkiln.schema import names
+from renderkiln.schema.errors import ImageInputError, LedgerError, ModelNotFoundError, did_you_mean
+from renderkiln.schema.jobs import PRIORITIES, Failure, Job, JobStatus
+from renderkiln.schema.workers import WorkerInfo
+from renderkiln.worker.protocol import Ready, RendererConfig, WarmUp
+
+from .attempt import Outcome, Signals, Surroundings, run_attempt
+from .child import Renderer
+from .rq_worker import Current, RenderWorker
+
+log = logging.getLogger("renderkiln.supervisor")
+
+
+@dataclass(frozen=True)
+class WorkerOptions:
+    """What one worker is told besides the settings."""
+
+    name: str | None = None
+    #: Models to listen for; empty: all that are on this machine.
+    models: tuple[str, ...] = ()
+    #: End when the queues are empty.
+    burst: bool = False
+    #: Model to load at start; None: the default model if this worker has it.
+    warm: str | None = None
+
+
+def run_worker(settings: Settings, connection: Connection, options: WorkerOptions) -> bool:
+    """Runs a worker until it is told to stop; whether it took any job.
+
+    Raises:
+        ModelNotFoundError: a model it was told to listen for is not here, or none is. StoreError, LedgerError: they
+            cannot be written.
+    """
+    return _Service(settings, connection, options).run()
+
+
+class _Service:
+    def __init__(self, settings: Settings, connection: Connection, options: WorkerOptions) -> None:
+        self._settings = settings
+        self._redis: redis.Redis = connection.redis
+        self._options = options
+        self._folder = DataFolder(settings.data_dir).ensure()
+        self._models = _models(self._folder, options.models)
+        self._store = Store(settings.out)
+        self._store.check()
+        self._ledger = Ledger(self._folder.ledger)
+        self._name = options.name or f"{socket.gethostname().split('.')[0]}-{os.getpid()}"
+        self._started_at = time.time()
+        self._device = settings.device
+        self._signals = Signals()
+        config = RendererConfig(str(settings.data_dir), settings.engine, settings.device, settings.dtype)
+        self._renderer = Renderer(config, on_start=self._send_warm_up)
+        self._worker = RenderWorker(
+            [names.queue(priority, model) for priority in PRIORITIES for model in self._models],
+            connection=self._redis,
+            name=self._name,
+            attempt=self._attempt,
+            on_ended=self._record_end,
+            signals=self._signals,
+            announce=self._announce,
+            lease=settings.lease,
+        )
+        self._around = Surroundings(
+            ledger=self._ledger,
+            renderer=self._renderer,
+            signals=self._signals,
+            store=settings.out,
+            may_name_store=settings.store_policy == "any",
+            job_timeout=settings.job_timeout,
+            inputs=self._inputs,
+            on_ready=self._on_ready,
+            on_step=self._worker.publish_step,
+            on_image=self._worker.publish_image,
+            heartbeat=self._worker.beat_while_rendering,
+        )
+
+    def run(self) -> bool:
+        log.info("worker %s has %s and writes to %s", self._name, ", ".join(self._models), self._settings.out)
+        self._ledger.worker_started(
+            self._name, socket.gethostname(), os.getpid(), {"engine": self._engine, "models": list(self._models)}
+        )
+        self._announce("starting")
+        self._renderer.ensure_running()
+        try:
+            return bool(self._worker.work(burst=self._options.burst, logging_level="WARNING"))
+        finally:
+            self._renderer.close()
+            try:
+                self._redis.delete(names.worker(self._name))
+            except redis.RedisError:
+                pass  # it expires by itself
+            self._ledger.worker_ended(self._name)
+            self._ledger.close()
+            self._signals.close()
+
+    @property
+    def _engine(self) -> str:
+        return "torch" if self._settings.engine == "auto" else self._settings.engine
+
+    def _send_warm_up(self, renderer: Renderer) -> None:
+        model = self._options.warm or self._settings.model
+        if model in self._models:
+            renderer.send(WarmUp(model))
+
+    def _on_ready(self, ready: Ready) -> None:
+        self._device = ready.about.get("device", self._device)
+        about = ", ".join(f"{name} {value}" for name, value in ready.about.items())
+        log.info("%s is warm after %.1f s (%s)", ready.model, ready.seconds, about)
+
+    def _announce(self, state: str) -> None:
+        info = WorkerInfo(
+            name=self._name,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            models=self._models,
+            engine=self._engine,
+            device=self._device,
+            store=self._settings.out,
+            state=state,
+            started_at=self._started_at,
+        )
+        self._redis.set(names.worker(self._name), info.model_dump_json(), px=int(self._settings.lease * 1000))
+
+    def _attempt(self, current: Current) -> Outcome:
+        try:
+            self._ledger.attempt_started(current.job, current.execution.id, current.number, self._name)
+        except LedgerError as error:
+            return Outcome(failure=Failure(kind=error.kind, message=str(error)))
+        return run_attempt(current.job, current.execution.id, self._around)
+
+    def _record_end(self, current: Current, outcome: Outcome, status: JobStatus) -> None:
+        ended = "canceled" if outcome.canceled else "returned" if outcome.given_back else None
+        ended = ended or ("failed" if outcome.failure else "finished")
+        try:
+            self._ledger.attempt_ended(
+                current.job.id,
+                current.execution.id,
+                ended,
+                status=status,
+                failure=outcome.failure,
+                timings=outcome.timings,
+            )
+        except LedgerError as error:
+            log.error("the end of job %s could not be recorded: %s", current.job.id, error)
+
+    def _inputs(self, job: Job) -> Mapping[str, bytes]:
+        found = {}
+        for reference in {job.spec.init_image, job.spec.mask_image} - {None}:
+            assert reference is not None
+            data = self._redis.get(names.blob(reference.removeprefix("sha256:")))
+            if data is None:
+                raise ImageInputError(
+                    f"the picture {reference[:23]}… is no longer in Redis (kept for {names.BLOB_TTL // 86400} days). "
+                    "Submit the job again with its file."
+                )
+            if check_input_bytes(data, reference[:23]).ref != reference:
+                raise ImageInputError(f"the picture in Redis is not {reference[:23]}…: somebody changed it.")
+            found[reference] = data
+        return found
+
+
+def _models(folder: DataFolder, wanted: tuple[str, ...]) -> tuple[str, ...]:
+    here = [model.name for model in installed_models(folder)]
+    for name in wanted:
+        if name not in here:
+            raise ModelNotFoundError(f"model {name!r} is not on this machine.{did_you_mean(name, here)}")
+    if not here:
+        raise ModelNotFoundError(f"there is no model on this machine; put a diffusers folder into {folder.models}.")
+    return tuple(wanted or here)
