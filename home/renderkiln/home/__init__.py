@@ -1,1 +1,4 @@
-"""What both who asks and who renders need on a machine: settings, data folder, embedded server, ledger, pictures, stores."""
+"""What both who asks and who renders need on a machine.
+
+Settings, data folder, embedded server, ledger, pictures and stores.
+"""

@@ -11,7 +11,7 @@ from redis.retry import Retry
 from renderkiln.schema.errors import ServerUnavailableError, SettingsError
 
 from .folder import DataFolder
-from .server import EmbeddedServer
+from .server import SOCKET_TIMEOUT, EmbeddedServer
 from .settings import Settings, mask_url
 
 
@@ -44,6 +44,7 @@ def connect(settings: Settings) -> Connection:
         client = redis.Redis.from_url(
             url,
             socket_connect_timeout=10,
+            socket_timeout=SOCKET_TIMEOUT,
             health_check_interval=30,
             retry=Retry(ExponentialWithJitterBackoff(base=0.05, cap=1.0), 3),
         )

@@ -14,6 +14,20 @@ from renderkiln.schema.errors import SettingsError
 _MAX_SOCKET_PATH = 100
 
 
+def absolute(path: str | os.PathLike[str]) -> Path:
+    """A path that a person wrote, made absolute, `~` and all.
+
+    Raises:
+        SettingsError: it names the home of a user who does not exist, or holds a NUL.
+    """
+    try:
+        if "\x00" in os.fspath(path):
+            raise RuntimeError("it holds a NUL character")
+        return Path(path).expanduser().absolute()
+    except RuntimeError as error:
+        raise SettingsError(f"path {os.fspath(path)!r} cannot be used: {error}") from None
+
+
 @dataclass(frozen=True)
 class DataFolder:
     """Where things lie below one data folder. Making it makes nothing on disk; `ensure` does."""
@@ -58,7 +72,7 @@ class DataFolder:
 
     @property
     def socket(self) -> Path:
-        """The embedded server's unix socket: in the folder, or below the system's temporary folder if that is too long."""
+        """The embedded server's unix socket: in the folder, or in the system's temporary one if that is too long."""
         inside = self.server / "valkey.sock"
         if len(os.fsencode(inside)) < _MAX_SOCKET_PATH:
             return inside

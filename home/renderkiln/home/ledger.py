@@ -41,7 +41,9 @@ class Ledger:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._engine = sa.create_engine(
-            f"sqlite:///{path}", poolclass=sa.pool.StaticPool, connect_args={"timeout": BUSY_TIMEOUT / 1000}
+            sa.URL.create("sqlite", database=str(path)),
+            poolclass=sa.pool.StaticPool,
+            connect_args={"timeout": BUSY_TIMEOUT / 1000},
         )
         sa.event.listen(self._engine, "connect", _set_pragmas)
         sa.event.listen(self._engine, "begin", _begin_immediate)
@@ -49,9 +51,13 @@ class Ledger:
             with self._engine.begin() as connection:
                 _migrate(connection)
         except CommandError as error:
+            self.close()
             raise LedgerError(f"ledger {path} was written by another version of renderkiln: {error}") from None
         except DatabaseError as error:
-            raise LedgerError(f"ledger {path} cannot be opened: {error.orig}. Is the disk full or the file damaged?") from None
+            self.close()
+            raise LedgerError(
+                f"ledger {path} cannot be opened: {error.orig}. Is the disk full, or the file damaged?"
+            ) from None
 
     def close(self) -> None:
         self._engine.dispose()
@@ -67,7 +73,7 @@ class Ledger:
             session.execute(sa.update(WorkerRow).where(WorkerRow.name == name).values(ended_at=_now()))
 
     def attempt_started(self, job: Job, execution_id: str, number: int, worker: str) -> None:
-        """Records the job, if it is new here, and the attempt; an attempt left open by a crash is closed as abandoned."""
+        """Records the attempt, and the job if it is new here; an attempt that a crash left open becomes abandoned."""
         now = _now()
         with self._session() as session:
             session.execute(insert(BatchRow).values(id=job.batch, first_seen=now).on_conflict_do_nothing())
@@ -162,8 +168,9 @@ class Ledger:
     def batch_results(self, batch_id: str) -> Iterator[JobResult]:
         """The jobs of a batch that a worker has taken, by their index."""
         with self._reading() as session:
-            for row in session.scalars(sa.select(JobRow).where(JobRow.batch_id == batch_id).order_by(JobRow.index)):
-                yield _result(session, row)
+            rows = session.scalars(sa.select(JobRow).where(JobRow.batch_id == batch_id).order_by(JobRow.index))
+            # All at once: a look that stays open would be in the way of the next call.
+            return iter([_result(session, row) for row in rows.all()])
 
     def batches(self, limit: int = 20) -> list[tuple[str, datetime]]:
         """The newest batches with the time they were first seen."""

@@ -37,15 +37,22 @@ def installed_models(folder: DataFolder) -> list[InstalledModel]:
     return [found[name] for name in sorted(found)]
 
 
-def find_model(folder: DataFolder, name: str) -> Path:
+def find_model(folder: DataFolder, name: str, revision: str | None = None) -> Path:
     """The folder of a model.
 
     Raises:
-        ModelNotFoundError: it is not on this machine; the message holds the nearest names.
+        ModelNotFoundError: it is not on this machine (the message holds the nearest names), or a revision is asked for
+            and nothing is known of the folder's.
     """
     for candidate, path, _ in reversed(list(_candidates(folder))):
-        if candidate == name:
-            return path
+        if candidate != name:
+            continue
+        if revision is not None:
+            raise ModelNotFoundError(
+                f"model {name!r} is here as a plain folder, of which no revision is known; {revision!r} was asked for. "
+                "Leave the revision out to use what is here."
+            )
+        return path
     known = [candidate for candidate, _, _ in _candidates(folder)]
     raise ModelNotFoundError(
         f"model {name!r} is not on this machine.{did_you_mean(name, known)} "

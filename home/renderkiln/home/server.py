@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import redis
-from redis.backoff import NoBackoff
+from redis.backoff import ExponentialWithJitterBackoff, NoBackoff
 from redis.retry import Retry
 
 from renderkiln.schema.errors import ServerUnavailableError
@@ -26,7 +26,11 @@ from renderkiln.schema.errors import ServerUnavailableError
 from .folder import DataFolder
 
 START_TIMEOUT = 60.0
+#: Seconds in which a server must answer a command. Longer than any read that waits for news: see `EventReader`.
+SOCKET_TIMEOUT = 30.0
 _POLL = 0.02
+#: Seconds in which a server notices that a connection was closed.
+_CLOSING = 0.3
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,8 @@ class EmbeddedServer:
 
     def client(self) -> redis.Redis:
         """A client for the socket; it does not look whether anyone listens."""
-        return redis.Redis(unix_socket_path=str(self._folder.socket))
+        retry = Retry(ExponentialWithJitterBackoff(base=0.05, cap=1.0), 3)
+        return redis.Redis(unix_socket_path=str(self._folder.socket), socket_timeout=SOCKET_TIMEOUT, retry=retry)
 
     def ensure_running(self, timeout: float = START_TIMEOUT) -> bool:
         """Finds the running server or starts one; true if this call started it.
@@ -83,16 +88,19 @@ class EmbeddedServer:
         Raises:
             ServerUnavailableError: it does not end in time.
         """
-        if not self._answers():
+        if not self._lock_file.exists():
             return False
-        with contextlib.suppress(redis.ConnectionError):
-            self.client().shutdown(save=True)
+        asked = False
         deadline = time.monotonic() + timeout
         while time.monotonic() < deadline:
             with self._try_lock() as lock:
                 if lock is not None:
                     self._pid_file.unlink(missing_ok=True)
-                    return True
+                    return asked
+            if not asked and self._answers():  # not before: it may still be reading its append-only file
+                with contextlib.suppress(redis.RedisError), self._probe() as client:
+                    client.shutdown()  # writes the rest of the append-only file
+                asked = True
             time.sleep(_POLL)
         raise ServerUnavailableError(f"the embedded server {self._read_pid()} does not end; see {self._log_file}.")
 
@@ -100,9 +108,13 @@ class EmbeddedServer:
         """Stops the server if nobody but the caller is connected; true if it did."""
         if not self._answers():
             return False
-        client = self.client()
-        others = [row for row in client.client_list() if row["id"] != str(client.client_id())]
-        return False if others else self.stop()
+        deadline = time.monotonic() + _CLOSING
+        with self._probe() as client:
+            while self._others(client):
+                if time.monotonic() > deadline:
+                    return False
+                time.sleep(_POLL)  # the caller's own connections, closed just now, may still be listed
+        return self.stop()
 
     def status(self) -> ServerStatus:
         if not self._answers():
@@ -118,22 +130,26 @@ class EmbeddedServer:
         )
 
     def _answers(self) -> bool:
-        # Without redis-py's retries: they would make "nobody is there" cost seconds.
-        probe = redis.Redis(unix_socket_path=str(self._folder.socket), retry=Retry(NoBackoff(), 0))
         try:
-            return bool(probe.ping())
-        except redis.exceptions.BusyLoadingError:
+            with self._probe() as probe:
+                return bool(probe.ping())
+        except (redis.ConnectionError, redis.TimeoutError, OSError):  # BusyLoadingError is one of the first
             return False
-        except (redis.ConnectionError, OSError):
-            return False
-        finally:
-            probe.close()
+
+    def _probe(self) -> redis.Redis:
+        # Without redis-py's retries: they would make "nobody is there" cost seconds.
+        return redis.Redis(unix_socket_path=str(self._folder.socket), socket_timeout=5, retry=Retry(NoBackoff(), 0))
+
+    @staticmethod
+    def _others(client: redis.Redis) -> bool:
+        mine = str(client.client_id())
+        return any(row["id"] != mine for row in client.client_list())
 
     def _make_folders(self) -> None:
         self._folder.ensure()
         for folder in (self._folder.server, self._folder.socket.parent):
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            found = folder.stat()
+            found = folder.lstat()  # not through a link that somebody else put there
             if found.st_uid != os.getuid():
                 raise ServerUnavailableError(f"{folder} belongs to another user; give another folder with --data-dir.")
             if found.st_mode & 0o077:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,8 @@ from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 from renderkiln.schema.errors import SettingsError, did_you_mean
+
+from .folder import absolute
 
 CONFIG_FILE = "renderkiln.toml"
 
@@ -48,7 +51,9 @@ class Settings(BaseSettings):
     )
     image_format: Literal["png", "jpeg", "webp"] = Field("png", description="File format of the pictures.")
     job_timeout: float = Field(3600.0, gt=0, description="Seconds an attempt may take where the job does not say.")
-    lease: float = Field(30.0, ge=2, le=3600, description="Seconds without a sign of life until a worker counts as dead.")
+    lease: float = Field(
+        30.0, ge=2, le=3600, description="Seconds without a sign of life until a worker is dead."
+    )
     store_policy: Literal["any", "own"] = Field(
         "any", description="Whether a job may name its own store ('any') or only the worker's is written ('own')."
     )
@@ -57,7 +62,7 @@ class Settings(BaseSettings):
     @field_validator("data_dir")
     @classmethod
     def _absolute(cls, path: Path) -> Path:
-        return path.expanduser().absolute()
+        return absolute(path)
 
     @classmethod
     def settings_customise_sources(
@@ -92,7 +97,7 @@ def load(**flags: Any) -> Settings:
         return Settings(**given)
     except ValidationError as error:
         raise SettingsError("; ".join(_say(finding, given) for finding in error.errors(include_url=False))) from None
-    except ValueError as error:  # the TOML reader's own complaint
+    except (ValueError, OSError) as error:  # the TOML reader's own complaints
         raise SettingsError(f"{CONFIG_FILE} cannot be read: {error}") from None
 
 
@@ -117,6 +122,7 @@ def explain(settings: Settings, **flags: Any) -> list[Origin]:
 
 def mask_url(url: str) -> str:
     """A URL without its password, fit for a log."""
+    url = re.sub(r"([?&]password=)[^&#]*", r"\1***", url)
     head, at, tail = url.rpartition("@")
     if not at:
         return url

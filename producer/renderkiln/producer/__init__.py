@@ -1,5 +1,7 @@
 """Who asks: the client, prompt lists and the command line. Never imports a worker, torch or numpy.
 
+Queue a job and wait for its picture:
+
     from renderkiln.producer import RenderQueue
 
     queue = RenderQueue()

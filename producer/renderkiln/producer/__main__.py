@@ -1,4 +1,4 @@
-"""`python -m renderkiln.producer` is the command `renderkiln`; so a command can start another without knowing its path."""
+"""`python -m renderkiln.producer` is the command `renderkiln`: one command can start another without its path."""
 
 from .cli.app import main
 

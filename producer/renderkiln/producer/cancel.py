@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterable, Iterator
 
@@ -48,10 +49,8 @@ def _cancel_one(connection: redis.Redis, job_id: str) -> bool:
                 continue  # it was just taken, or it just ended: look again
         if state.status is JobStatus.STARTED:
             # The worker would see the mark with its next heartbeat; this makes it at once.
-            try:
+            with contextlib.suppress(InvalidJobOperation, NoSuchJobError):
                 send_stop_job_command(connection, job_id, serializer=JSONSerializer)
-            except (InvalidJobOperation, NoSuchJobError):
-                pass
         return True
 
 
@@ -71,6 +70,7 @@ def _end_as_canceled(connection: redis.Redis, pipe: redis.client.Pipeline, job_i
             "meta": JSONSerializer.dumps({"result": result.model_dump(mode="json")}),
         },
     )
+    pipe.expire(job.key, names.RESULT_TTL)
     pipe.zadd(CanceledJobRegistry(job.origin, connection=connection).key, {job_id: time.time() + names.RESULT_TTL})
     event = Ended(time=time.time(), result=result)
     pipe.xadd(names.EVENTS, {"event": event.model_dump_json()}, maxlen=names.EVENTS_LENGTH, approximate=True)

@@ -24,7 +24,7 @@ from renderkiln.schema.events import Submitted
 from renderkiln.schema.jobs import Job, JobStatus
 
 from .pictures import are_there
-from .results import read_states
+from .results import JobState, read_states
 
 CHUNK = 500
 
@@ -47,12 +47,29 @@ def enqueue(connection: redis.Redis, jobs: Iterable[Job], batch: str, name: str)
         ServerUnavailableError: Redis went away or refused; chunks that were written stay queued, and submitting
             the same again joins them.
     """
+    return _enqueue(connection, jobs, _Listing(batch, name))
+
+
+def requeue(connection: redis.Redis, jobs: Iterable[Job]) -> int:
+    """Queues jobs again that are listed in their batches already; how many. Raises like `enqueue`."""
+    return _enqueue(connection, jobs, None).queued
+
+
+@dataclass(frozen=True)
+class _Listing:
+    """The batch under which jobs are listed as they are queued."""
+
+    batch: str
+    name: str
+
+
+def _enqueue(connection: redis.Redis, jobs: Iterable[Job], listing: _Listing | None) -> Tally:
     tally = Tally()
     queues: dict[tuple[str, str], Queue] = {}
     iterator = iter(jobs)
     try:
         while chunk := list(islice(iterator, CHUNK)):
-            _enqueue_chunk(connection, chunk, batch, name, queues, tally)
+            _enqueue_chunk(connection, chunk, listing, queues, tally)
     except redis.RedisError as error:
         raise ServerUnavailableError(
             f"Redis stopped taking jobs after {tally.queued:,} were queued: {error}. Submit the same again to go on."
@@ -63,8 +80,7 @@ def enqueue(connection: redis.Redis, jobs: Iterable[Job], batch: str, name: str)
 def _enqueue_chunk(
     connection: redis.Redis,
     chunk: Sequence[Job],
-    batch: str,
-    name: str,
+    listing: _Listing | None,
     queues: dict[tuple[str, str], Queue],
     tally: Tally,
 ) -> None:
@@ -74,8 +90,8 @@ def _enqueue_chunk(
             pipe.watch(*(RqJob.key_for(job_id) for job_id in unique))
             states = read_states(connection, list(unique))
             fresh, joined, done = [], 0, 0
-            stale: list[tuple[Job, JobStatus]] = []
-            for (job_id, job), state in zip(unique.items(), states, strict=True):
+            stale: list[tuple[Job, JobState]] = []
+            for job, state in zip(unique.values(), states, strict=True):
                 if state is None:
                     fresh.append(job)
                 elif state.status in (JobStatus.QUEUED, JobStatus.STARTED):
@@ -84,22 +100,14 @@ def _enqueue_chunk(
                     done += 1
                 else:
                     fresh.append(job)
-                    stale.append((job, state.status))
+                    stale.append((job, state))
             pipe.multi()
-            for job, status in stale:
-                _forget(connection, pipe, job, status)
+            for job, state in stale:
+                _forget(connection, pipe, job, state)
             _push(connection, pipe, fresh, queues)
-            now = time.time()
-            pipe.zadd(names.batch_jobs(batch), {job.id: job.index for job in chunk})
-            pipe.zadd(names.BATCHES, {batch: now}, nx=True)
-            pipe.hsetnx(names.batch(batch), "name", name)
-            pipe.hsetnx(names.batch(batch), "created_at", repr(now))
-            images = tally.images + sum(job.num_images for job in chunk)
-            pipe.hset(names.batch(batch), mapping={"num_jobs": tally.jobs + len(chunk), "num_images": images})
-            event = Submitted(time=now, batch=batch, jobs=tuple(job.id for job in fresh))
-            pipe.xadd(
-                names.EVENTS, {"event": event.model_dump_json()}, maxlen=names.EVENTS_LENGTH, approximate=True
-            )
+            if listing is not None:
+                _list(pipe, chunk, listing, tally)
+            _announce(pipe, fresh)
             try:
                 pipe.execute()
             except redis.WatchError:
@@ -110,6 +118,26 @@ def _enqueue_chunk(
         tally.joined += joined + len(chunk) - len(unique)
         tally.done += done
         return
+
+
+def _list(pipe: redis.client.Pipeline, chunk: Sequence[Job], listing: _Listing, tally: Tally) -> None:
+    batch, now = listing.batch, time.time()
+    pipe.zadd(names.batch_jobs(batch), {job.id: job.index for job in chunk})
+    pipe.zadd(names.BATCHES, {batch: now}, nx=True)
+    pipe.hsetnx(names.batch(batch), "name", listing.name)
+    pipe.hsetnx(names.batch(batch), "created_at", repr(now))
+    images = tally.images + sum(job.num_images for job in chunk)
+    pipe.hset(names.batch(batch), mapping={"num_jobs": tally.jobs + len(chunk), "num_images": images})
+
+
+def _announce(pipe: redis.client.Pipeline, jobs: Sequence[Job]) -> None:
+    """Says which jobs were queued: one event for each batch, none where there is nothing new."""
+    by_batch: dict[str, list[str]] = {}
+    for job in jobs:
+        by_batch.setdefault(job.batch, []).append(job.id)
+    for batch, ids in by_batch.items():
+        event = Submitted(time=time.time(), batch=batch, jobs=tuple(ids))
+        pipe.xadd(names.EVENTS, {"event": event.model_dump_json()}, maxlen=names.EVENTS_LENGTH, approximate=True)
 
 
 def _push(
@@ -140,14 +168,15 @@ def _data(job: Job) -> object:
     )
 
 
-def _forget(connection: redis.Redis, pipe: redis.client.Pipeline, job: Job, status: JobStatus) -> None:
+def _forget(connection: redis.Redis, pipe: redis.client.Pipeline, job: Job, state: JobState) -> None:
     """Takes a job out of the registry that its end put it in, so that it can be queued anew."""
     registries = {
         JobStatus.FAILED: FailedJobRegistry,
         JobStatus.CANCELED: CanceledJobRegistry,
         JobStatus.FINISHED: FinishedJobRegistry,
     }
-    name = names.queue(job.priority, job.spec.model)
-    for registry in {registries[status], FailedJobRegistry}:
+    # The queue that it was in: asked for again, it may have another priority.
+    name = state.origin or names.queue(job.priority, job.spec.model)
+    for registry in {registries[state.status], FailedJobRegistry}:
         pipe.zrem(registry(name, connection=connection).key, job.id)
     pipe.delete(RqJob.key_for(job.id))

@@ -26,6 +26,7 @@ class InputCarrier:
         self._folder = folder
         self._by_path: dict[tuple[str, int, int], str] = {}
         self._pending: dict[str, bytes] = {}
+        self._known: set[str] = set()
 
     def add(self, picture: str | bytes | os.PathLike[str], base: Path | None = None) -> str:
         """The reference of a picture, given as a path (relative to `base`), as bytes, or as a reference already.
@@ -37,11 +38,15 @@ class InputCarrier:
             return self._keep(check_input_bytes(picture, "init image"))
         if isinstance(picture, str) and picture.startswith(_PREFIX):
             return self._from_folder(picture)
-        path = (base or Path()) / Path(picture).expanduser()
+        if not isinstance(picture, (str, os.PathLike)):
+            raise ImageInputError(f"a picture is given as a path or as bytes, not as {type(picture).__name__}.")
         try:
+            path = (base or Path()) / Path(picture).expanduser()
             found = path.stat()
             key = (str(path), found.st_mtime_ns, found.st_size)
-        except OSError:
+        except RuntimeError as error:  # ~somebody who does not exist
+            raise ImageInputError(f"{os.fspath(picture)!r} cannot be read: {error}") from None
+        except (OSError, ValueError):
             key = None
         if key is not None and key in self._by_path:
             return self._by_path[key]
@@ -71,15 +76,17 @@ class InputCarrier:
 
     def _keep(self, image: InputImage) -> str:
         self._pending[image.ref] = image.data
+        self._known.add(image.ref)
         return image.ref
 
     def _from_folder(self, reference: str) -> str:
-        if reference in self._pending:
+        if reference in self._known:
             return reference
         path = self._folder.blobs / reference.removeprefix(_PREFIX)
         if "/" in reference or not path.is_file():
             raise ImageInputError(
-                f"the picture {reference[:23]}… is not on this machine. Give it as a file with --init-image or --mask-image."
+                f"the picture {reference[:23]}… is not on this machine. "
+                "Give it as a file with --init-image or --mask-image."
             )
         image = check_input_image(path)
         if image.ref != reference:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import redis
 from pydantic import ValidationError
@@ -71,7 +72,7 @@ class Watcher:
         self._connection = connection
         self._pubsub = connection.pubsub(ignore_subscribe_messages=True)
         self._pubsub.subscribe(names.PROGRESS)
-        newest = connection.xrevrange(names.EVENTS, count=1)
+        newest: Any = connection.xrevrange(names.EVENTS, count=1)
         self._last = newest[0][0].decode() if newest else "0-0"
         self._counted: dict[str, set[int]] = {}
         self._ended: set[str] = set()
@@ -102,13 +103,14 @@ class Watcher:
                 self._end(result)
 
     def _hear(self, wait: float) -> None:
-        reply = self._connection.xread({names.EVENTS: self._last}, count=1000, block=max(1, int(wait * 1000)))
+        reply: Any = self._connection.xread({names.EVENTS: self._last}, count=1000, block=max(1, int(wait * 1000)))
+        # Steps first: those that were told before an end would otherwise bring the job back after it.
+        while (message := self._pubsub.get_message(timeout=0)) is not None:
+            self._apply(message["data"])
         for _, entries in reply or []:
             self._last = entries[-1][0].decode()
             for _, fields in entries:
                 self._apply(fields.get(b"event", b""))
-        while (message := self._pubsub.get_message(timeout=0)) is not None:
-            self._apply(message["data"])
 
     def _apply(self, text: bytes) -> None:
         try:
@@ -121,14 +123,24 @@ class Watcher:
         elif isinstance(event, ImageDone) and event.job_id in self._jobs:
             self._count(event.job_id, event.image.k)
         elif isinstance(event, Started) and event.job_id in self._jobs:
-            about = self._connection.hget(RqJob.key_for(event.job_id), "description") or b""
-            view.running[event.job_id] = Running(event.worker, about.decode(errors="replace"))
+            running = view.running.get(event.job_id)
+            if running is None or running.worker != event.worker:  # its first steps may have been heard of already
+                view.running[event.job_id] = self._running(event.job_id, event.worker)
         elif isinstance(event, Returned):
             view.running.pop(event.job_id, None)
-        elif isinstance(event, Progress) and event.job_id in self._jobs:
-            running = view.running.setdefault(event.job_id, Running(event.worker, ""))
+        elif isinstance(event, Progress) and self._is_open(event.job_id):
+            running = view.running.get(event.job_id)
+            if running is None:
+                running = view.running[event.job_id] = self._running(event.job_id, event.worker)
             running.k, running.num_images = event.k, event.num_images
             running.step, running.num_steps = event.step, event.num_steps
+
+    def _is_open(self, job_id: str) -> bool:
+        return job_id in self._jobs and job_id not in self._ended
+
+    def _running(self, job_id: str, worker: str) -> Running:
+        about: Any = self._connection.hget(RqJob.key_for(job_id), "description")
+        return Running(worker, (about or b"").decode(errors="replace"))
 
     def _count(self, job_id: str, k: int) -> None:
         counted = self._counted.setdefault(job_id, set())

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import redis
 
 from renderkiln.home.folder import DataFolder
 from renderkiln.schema import names
+from renderkiln.schema.errors import NotFoundError
 from renderkiln.schema.jobs import JobResult
 
 
@@ -24,7 +27,7 @@ class BatchRow:
 
 def recent_batches(connection: redis.Redis, limit: int | None = 20) -> list[BatchRow]:
     """Batches, newest first; all of them where `limit` is None."""
-    found = connection.zrevrange(names.BATCHES, 0, -1 if limit is None else limit - 1, withscores=True)
+    found: Any = connection.zrevrange(names.BATCHES, 0, -1 if limit is None else limit - 1, withscores=True)
     with connection.pipeline(transaction=False) as pipe:
         for batch, _ in found:
             pipe.hmget(names.batch(batch.decode()), "name", "num_images")
@@ -35,6 +38,15 @@ def recent_batches(connection: redis.Redis, limit: int | None = 20) -> list[Batc
         text = name.decode(errors="replace") if name else batch.decode()
         rows.append(BatchRow(batch.decode(), text, created_at, num_jobs, int(num_images or 0)))
     return rows
+
+
+def completed(folder: DataFolder, results: Iterable[JobResult]) -> Iterator[JobResult]:
+    """The results, where the ledger speaks for those that Redis has forgotten."""
+    for result in results:
+        if result.failure is not None and result.failure.kind == NotFoundError.kind:
+            yield next(iter(ledger_results(folder, result.job_id)), result)
+        else:
+            yield result
 
 
 def ledger_results(folder: DataFolder, what: str) -> list[JobResult]:

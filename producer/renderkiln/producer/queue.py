@@ -1,9 +1,9 @@
 """`RenderQueue`: the client. Submit jobs, wait for them, look at them, cancel them.
 
-    queue = RenderQueue()                                   # RENDERKILN_REDIS_URL, or the embedded server
-    batch = queue.submit_many({"prompt": line} for line in open("prompts.txt"))
-    for result in queue.as_completed(batch):
-        print(result.status, [image.url for image in result.images])
+queue = RenderQueue()                                   # RENDERKILN_REDIS_URL, or the embedded server
+batch = queue.submit_many({"prompt": line} for line in open("prompts.txt"))
+for result in queue.as_completed(batch):
+    print(result.status, [image.url for image in result.images])
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from renderkiln.schema.jobs import Failure, Job, JobOptions, JobResult, JobStatu
 from renderkiln.schema.spec import MAX_SEED, RenderSpec
 
 from . import cancel as canceling
-from .enqueue import Tally, enqueue
+from .enqueue import Tally, enqueue, requeue
 from .fleet import check_model
 from .inputs import IMAGE_FIELDS, InputCarrier
-from .results import read_batch, read_states
+from .results import job_ids_of, read_batch, read_states
 from .waiting import as_completed, final_result
 
 
@@ -128,8 +128,9 @@ class RenderQueue:
     ) -> SubmittedBatch:
         """Queues a job for each mapping of fields, as `submit` does for one.
 
-        The iterable is read as it is queued: memory does not grow with its length, and where a mapping is not valid,
-        those before it are queued already. Check a list first (as the command line does) where that matters.
+        The iterable is read as it is queued, 500 at a time: memory does not grow with its length, and where a mapping
+        is not valid, those of the pieces before it are queued already. Check a list first (as the command line does)
+        where that matters.
 
         Raises:
             InvalidSpecError, ImageInputError, ModelNotFoundError: names the request by its number, from 1.
@@ -164,7 +165,7 @@ class RenderQueue:
             if state is None:
                 raise NotFoundError(f"job {target.job_id} is not known to Redis (results are kept for a week).")
             return state.status
-        counts = {status: 0 for status in JobStatus}
+        counts = dict.fromkeys(JobStatus, 0)
         for _, state in read_batch(self.connection, target.batch):
             if state is not None:
                 counts[state.status] += 1
@@ -172,7 +173,9 @@ class RenderQueue:
 
     def results(self, what: str | SubmittedJob | SubmittedBatch) -> Iterator[JobResult]:
         """The results of what has ended so far, in the order of the batch. Raises NotFoundError."""
-        target = self._target(what)
+        return self._results(self._target(what))
+
+    def _results(self, target: _Target) -> Iterator[JobResult]:
         rows = (
             read_batch(self.connection, target.batch)
             if target.job_id is None
@@ -217,8 +220,7 @@ class RenderQueue:
         """Queues failed and canceled jobs again; how many. Raises NotFoundError."""
         target = self._target(what)
         ids = [target.job_id] if target.job_id is not None else self._ids(target.batch)
-        jobs = canceling.ended_jobs(self.connection, ids)
-        return enqueue(self.connection, jobs, target.batch, target.batch).queued
+        return requeue(self.connection, canceling.ended_jobs(self.connection, ids))
 
     def close(self) -> None:
         self.connection.close()
@@ -266,7 +268,7 @@ class RenderQueue:
         raise NotFoundError(f"no batch and no job {what!r} in Redis. `renderkiln status` lists batches.")
 
     def _ids(self, batch: str) -> list[str]:
-        return [job_id.decode() for job_id in self.connection.zrange(names.batch_jobs(batch), 0, -1)]
+        return job_ids_of(self.connection, batch)
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import redis
 from pydantic import ValidationError
@@ -34,29 +35,37 @@ class JobState:
 
     status: JobStatus
     result: JobResult | None
+    #: The queue that it was put into.
+    origin: str = ""
 
 
 def read_states(connection: redis.Redis, job_ids: Sequence[str]) -> list[JobState | None]:
     """The state of each job, in order; None where Redis does not know it (any more)."""
     with connection.pipeline(transaction=False) as pipe:
         for job_id in job_ids:
-            pipe.hmget(RqJob.key_for(job_id), "status", "meta")
+            pipe.hmget(RqJob.key_for(job_id), "status", "meta", "origin")
         return [_state(*row) for row in pipe.execute()]
 
 
 def read_batch(connection: redis.Redis, batch: str) -> Iterator[tuple[str, JobState | None]]:
     """The jobs of a batch in the order of their index, with their states; read in pieces."""
     start = 0
-    while ids := connection.zrange(names.batch_jobs(batch), start, start + _CHUNK - 1):
-        job_ids = [job_id.decode() for job_id in ids]
+    while job_ids := job_ids_of(connection, batch, start, start + _CHUNK - 1):
         yield from zip(job_ids, read_states(connection, job_ids), strict=True)
-        start += len(ids)
+        start += len(job_ids)
 
 
-def _state(status: bytes | None, meta: bytes | None) -> JobState | None:
+def job_ids_of(connection: redis.Redis, batch: str, start: int = 0, end: int = -1) -> list[str]:
+    """The ids of a batch's jobs, in the order of their index, from `start` to `end` (both included)."""
+    found: Any = connection.zrange(names.batch_jobs(batch), start, end)
+    return [job_id.decode() for job_id in found]
+
+
+def _state(status: bytes | None, meta: bytes | None, origin: bytes | None) -> JobState | None:
     if status is None:
         return None
-    return JobState(_STATUS.get(status.decode(errors="replace"), JobStatus.QUEUED), _result(meta))
+    known = _STATUS.get(status.decode(errors="replace"), JobStatus.QUEUED)
+    return JobState(known, _result(meta), (origin or b"").decode(errors="replace"))
 
 
 def _result(meta: bytes | None) -> JobResult | None:

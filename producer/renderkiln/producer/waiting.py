@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import redis
 from pydantic import ValidationError
@@ -22,6 +23,9 @@ from .results import JobState, read_states
 #: Seconds between looks at all open jobs, for what no event told us of.
 RECHECK = 5.0
 _CHUNK = 1000
+#: Seconds that one read waits for news. redis-py gives up on a socket that is silent for longer than its timeout,
+#: 5 s unless told, which may not be ours: a client can be handed in.
+_LONGEST_READ = 2.0
 
 
 def as_completed(
@@ -75,14 +79,15 @@ class EventReader:
 
     def __init__(self, connection: redis.Redis) -> None:
         self._connection = connection
-        newest = connection.xrevrange(names.EVENTS, count=1)
+        newest: Any = connection.xrevrange(names.EVENTS, count=1)
         self._last = newest[0][0].decode() if newest else "0-0"
 
     def ended(self, until: float) -> set[str]:
         """Ids of jobs that ended; blocks until there is one, or until `until` (of time.monotonic)."""
         found: set[str] = set()
         while not found and (left := until - time.monotonic()) > 0:
-            reply = self._connection.xread({names.EVENTS: self._last}, count=1000, block=max(1, int(left * 1000)))
+            wait = max(1, int(min(left, _LONGEST_READ) * 1000))
+            reply: Any = self._connection.xread({names.EVENTS: self._last}, count=1000, block=wait)
             for _, entries in reply or []:
                 self._last = entries[-1][0].decode()
                 for _, fields in entries:

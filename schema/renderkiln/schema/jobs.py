@@ -16,7 +16,7 @@ from pydantic import AfterValidator, Field, StringConstraints, ValidationError
 
 from .canonical import canonical_json
 from .errors import InvalidSpecError
-from .spec import Frozen, RenderSpec, describe_validation_error
+from .spec import Frozen, RenderSpec, clean_text, describe_validation_error
 
 #: Raised by one whenever a stored or queued form changes so that an older reader would misread it.
 SCHEMA_VERSION = 1
@@ -63,7 +63,7 @@ class JobOptions(Frozen):
     max_attempts: int = Field(3, ge=1, le=20, description="Tries before the job is set aside.")
     timeout: float | None = Field(None, gt=0, le=7 * 86400, description="Seconds an attempt may take.")
     image_format: ImageFormat = Field("png", description="File format of the pictures.")
-    store: Annotated[str, StringConstraints(min_length=1, max_length=2000)] | None = Field(
+    store: Annotated[str, StringConstraints(min_length=1, max_length=2000), AfterValidator(clean_text)] | None = Field(
         None, description="Where pictures go: a folder or an fsspec URL; empty: the worker's own store."
     )
 

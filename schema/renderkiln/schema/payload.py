@@ -31,7 +31,8 @@ def read_payload(data: bytes) -> Job:
         raise InvalidSpecError("the payload is not a call")
     function, instance, arguments, keywords = call
     if function != names.RENDER_FUNCTION:
-        raise InvalidSpecError(f"function {str(function)[:80]!r} is not {names.RENDER_FUNCTION!r}, the only one run here")
+        said = repr(function[:80]) if isinstance(function, str) else "that is not a name"
+        raise InvalidSpecError(f"function {said} is not {names.RENDER_FUNCTION!r}, the only one run here")
     if instance or keywords or not isinstance(arguments, list) or len(arguments) != 1:
         raise InvalidSpecError("the render function takes one argument")
     if not isinstance(arguments[0], str):

@@ -21,7 +21,7 @@ MAX_PROMPT = 10_000
 MAX_SIDE = 4096
 
 
-def _clean_text(text: str) -> str:
+def clean_text(text: str) -> str:
     """Refuses what no file, terminal or tokenizer should be handed: NUL and unpaired surrogates."""
     if "\x00" in text:
         raise ValueError("text must not hold NUL characters")
@@ -39,7 +39,7 @@ def _scheduler(name: str) -> str:
         raise ValueError(str(error)) from None
 
 
-PromptText = Annotated[str, StringConstraints(max_length=MAX_PROMPT), AfterValidator(_clean_text)]
+PromptText = Annotated[str, StringConstraints(max_length=MAX_PROMPT), AfterValidator(clean_text)]
 #: A model's name in the model store, or `owner/name` as the Hub writes it. Never a path.
 ModelName = Annotated[
     str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9][A-Za-z0-9._-]{0,95})?$")
@@ -67,7 +67,7 @@ class RenderSpec(Frozen):
     seed: Seed = Field(0, description="Seed of the first image; image k has seed + k.")
     num_inference_steps: int = Field(20, ge=1, le=1000, description="Denoising steps.")
     guidance_scale: float = Field(7.5, ge=0, le=50, description="How closely to follow the prompt; 1 or less: off.")
-    scheduler: Annotated[str, AfterValidator(_scheduler)] | None = Field(
+    scheduler: Annotated[str, StringConstraints(max_length=100), AfterValidator(_scheduler)] | None = Field(
         None, description="Scheduler by familiar name ('euler a') or diffusers class name; empty: the model's own."
     )
     width: Side | None = Field(None, description="Width in pixels, a multiple of 8; empty: the model's own.")
@@ -85,6 +85,10 @@ class RenderSpec(Frozen):
             raise ValueError("mask_image needs an init_image to paint on")
         if self.init_image is None and "strength" in self.model_fields_set and self.strength != 0.8:
             raise ValueError("strength needs an init_image to start from")
+        if self.init_image is not None and int(self.num_inference_steps * self.strength) < 1:
+            raise ValueError(
+                f"strength {self.strength:g} of {self.num_inference_steps} steps leaves no step to render: raise one of them"
+            )
         return self
 
     @property

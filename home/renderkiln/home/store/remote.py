@@ -53,7 +53,7 @@ class Remote:
         except Exception as error:  # each file system has errors of its own
             said = str(error).replace(url, self.url) or type(error).__name__
             raise StoreError(f"store {self.url} cannot be opened: {said}") from None
-        # A `dir::` file system begins at the folder already; fsspec gives the folder's path once more beside it.
+        # A `dir::` file system begins at the folder already; fsspec names the folder once more beside it.
         is_rooted = isinstance(self._fs, DirFileSystem)
         self._root = "" if is_rooted else str(root).rstrip("/")
         self._prefix = "" if is_rooted else self._root + "/"

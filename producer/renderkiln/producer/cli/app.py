@@ -5,6 +5,7 @@ Each command's module imports what it needs when it runs, so that `--help` loads
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from importlib.metadata import entry_points, version
@@ -12,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from renderkiln.schema.errors import EXIT_INTERRUPTED, RenderkilnError
+from renderkiln.schema.errors import EXIT_INTERRUPTED, EXIT_UNAVAILABLE, RenderkilnError
 
 from . import asking, looking, machine, rendering
 
@@ -22,7 +23,7 @@ app = typer.Typer(
     epilog='Start with: renderkiln render "a red circle on a white background"',
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     rich_markup_mode=None,
 )
 
@@ -50,8 +51,13 @@ for _hook in entry_points(group="renderkiln.commands"):
 
 def main() -> None:
     """Runs the command line. Errors of ours become one line on stderr and their exit code."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that cannot show a prompt gets it escaped
     try:
-        app()
+        try:
+            app()
+        finally:
+            sys.stdout.flush()
     except RenderkilnError as error:
         if os.environ.get("RENDERKILN_DEBUG"):
             raise
@@ -61,6 +67,12 @@ def main() -> None:
         # Whoever read our output (`| head`) has enough.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(EXIT_INTERRUPTED)
+    except Exception as error:
+        redis = sys.modules.get("redis")  # where it was never loaded, it cannot be what failed
+        if redis is None or not isinstance(error, redis.RedisError) or os.environ.get("RENDERKILN_DEBUG"):
+            raise
+        print(f"renderkiln: Redis failed: {error}", file=sys.stderr)
+        sys.exit(EXIT_UNAVAILABLE)
     except KeyboardInterrupt:
         print("renderkiln: interrupted", file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED)

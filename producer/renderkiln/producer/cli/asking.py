@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .options import AsJson, DataDir, Out, RequestOptions, with_request
+from .options import PROMPTS_HELP, AsJson, DataDir, Out, RequestOptions, with_request
+from .wording import count, store_path
 
 if TYPE_CHECKING:
     from .preparing import Prepared
@@ -23,7 +24,7 @@ def add_commands(app: typer.Typer) -> None:
 def submit(
     prompts: Annotated[
         list[str] | None,
-        typer.Argument(metavar="PROMPT_OR_LIST...", help="Prompts, or files of prompts (.txt .csv .jsonl .yaml), or '-'."),
+        typer.Argument(metavar="[PROMPT_OR_LIST]", help=PROMPTS_HELP, show_default=False),
     ] = None,
     *,
     request: RequestOptions,
@@ -48,7 +49,7 @@ def submit(
     from .preparing import prepare
 
     settings = load(data_dir=data_dir)
-    store = out if out is None or "://" in out else str(Path(out).expanduser().absolute())
+    store = None if out is None else store_path(out)
     carrier = InputCarrier(DataFolder(settings.data_dir))
     prepared = prepare(prompts or [], request, settings, carrier, store=store, like=like)
     if dry_run:
@@ -73,7 +74,7 @@ def submit(
             )
         )
         return
-    print(f"batch {prepared.batch}: {prepared.num_images:,} images in {prepared.num_jobs:,} jobs")
+    print(f"batch {prepared.batch}: {count(prepared.num_images, 'image')} in {count(prepared.num_jobs, 'job')}")
     print(f"queued {tally.queued:,}, waiting already {tally.joined:,}, rendered already {tally.done:,}")
     if tally.done and not tally.queued:
         print("nothing new to render; --again renders anew, another --seed gives other pictures")
@@ -96,7 +97,7 @@ def print_plan(prepared: Prepared, as_json: bool) -> None:
             shown["num_images"] = job.num_images
         settings = " ".join(f"{name}={value}" for name, value in shown.items())
         print(f"{job.index:>6}  {spec.prompt}  [{settings}]")
-    print(f"{prepared.num_jobs:,} jobs, {prepared.num_images:,} images; nothing was queued")
+    print(f"{count(prepared.num_jobs, 'job')}, {count(prepared.num_images, 'image')}; nothing was queued")
 
 
 def cancel(
@@ -112,8 +113,8 @@ def cancel(
     from renderkiln.producer.queue import RenderQueue
 
     queue = RenderQueue(settings=load(data_dir=data_dir))
-    count = sum(queue.cancel(name) for name in what)
-    print(json.dumps({"canceled": count}) if as_json else f"{count:,} open jobs canceled")
+    total = sum(queue.cancel(name) for name in what)
+    print(json.dumps({"canceled": total}) if as_json else f"{count(total, 'open job')} canceled")
 
 
 def retry(
@@ -129,5 +130,5 @@ def retry(
     from renderkiln.producer.queue import RenderQueue
 
     queue = RenderQueue(settings=load(data_dir=data_dir))
-    count = sum(queue.retry(name) for name in what)
-    print(json.dumps({"queued": count}) if as_json else f"{count:,} jobs queued again")
+    total = sum(queue.retry(name) for name in what)
+    print(json.dumps({"queued": total}) if as_json else f"{count(total, 'job')} queued again")

@@ -12,6 +12,7 @@ import typer
 from renderkiln.schema.errors import EXIT_FAILED, NotFoundError
 
 from .options import AsJson, DataDir
+from .wording import count
 
 
 def add_commands(app: typer.Typer) -> None:
@@ -89,7 +90,9 @@ def watch(
     batch: Annotated[str | None, typer.Argument(metavar="[BATCH]", help="Empty: the newest one.")] = None,
     data_dir: DataDir = None,
 ) -> None:
-    """Follow a batch: images per minute, time left, and each running job step by step. Ctrl-C only stops watching.
+    """Follow a batch until it is done.
+
+    Shows images per minute, the time left, and each running job step by step. Ctrl-C only stops the watching.
 
     Example: renderkiln watch
     """
@@ -106,14 +109,19 @@ def watch(
     known = {row.id: row for row in recent_batches(queue.connection, limit=None if batch else 1)}
     name = batch or next(iter(known), None)
     if name is None or name not in known:
-        raise NotFoundError(f"no batch {batch!r} is known to Redis. `renderkiln status` lists them." if batch else "no batches yet.")
+        raise NotFoundError(
+            f"no batch {batch!r} is known to Redis. `renderkiln status` lists them."
+            if batch
+            else "no batches yet: queue some with `renderkiln submit prompts.txt`."
+        )
     watcher = Watcher(queue.connection, name, known[name].num_images, known[name].num_jobs)
     try:
         show_progress(Console(), watcher.updates())
     finally:
         watcher.close()
     view = watcher.view
-    print(f"{name}: {view.images_done} of {view.num_images} images, {len(view.failed)} failed, {view.canceled} canceled")
+    done = f"{view.images_done:,} of {count(view.num_images, 'image')}"
+    print(f"{name}: {done}, {len(view.failed):,} failed, {view.canceled:,} canceled")
     if view.failed:
         raise typer.Exit(EXIT_FAILED)
 
@@ -123,26 +131,30 @@ def results(
     data_dir: DataDir = None,
     as_json: AsJson = False,
 ) -> None:
-    """List what came of a batch or a job: the pictures' places, and why jobs failed.
+    """List the pictures of a batch or a job.
 
-    Looks in Redis, which keeps results for a week, and then in this machine's ledger.
+    Where they are, and why jobs failed. Looks in Redis, which keeps results for a week, and then in this machine's
+    ledger.
 
     Example: renderkiln results prompts-1a2b3c4d --json
     """
     from renderkiln.home.folder import DataFolder
     from renderkiln.home.settings import load
-    from renderkiln.producer.overview import ledger_results
+    from renderkiln.producer.overview import completed, ledger_results
     from renderkiln.producer.queue import RenderQueue
 
     settings = load(data_dir=data_dir)
+    folder = DataFolder(settings.data_dir)
     queue = RenderQueue(settings=settings)
     try:
-        found = queue.results(what)
-        rows = iter(list(found)) if what else found
+        rows = completed(folder, queue.results(what))
     except NotFoundError:
-        kept = ledger_results(DataFolder(settings.data_dir), what)
+        kept = ledger_results(folder, what)
         if not kept:
-            raise
+            raise NotFoundError(
+                f"no batch and no job {what!r}, neither in Redis nor in the ledger of this machine. "
+                "`renderkiln status` lists batches."
+            ) from None
         rows = iter(kept)
     for result in rows:
         if as_json:
@@ -160,7 +172,9 @@ def show(
     image: Annotated[Path, typer.Argument(help="A picture.")],
     as_json: AsJson = False,
 ) -> None:
-    """Show the settings inside a picture: ours, or those that AUTOMATIC1111's programs write.
+    """Show the settings inside a picture.
+
+    Ours, or those that AUTOMATIC1111 and its relatives write.
 
     Example: renderkiln show out/cats/00003-7-a-cat-1b2c3d4e.png --json
     """
@@ -185,7 +199,8 @@ def show(
         )
         return
     if shown.spec is None and not shown.parameters:
-        raise ImageInputError(f"{image} is a {shown.format} picture of {shown.width}×{shown.height} without settings in it.")
+        size = f"{shown.width}×{shown.height}"
+        raise ImageInputError(f"{image} is a {shown.format} picture of {size} without settings in it.")
     print(f"{shown.format} {shown.width}×{shown.height}")
     if shown.spec is not None:
         for name, value in shown.spec.model_dump(mode="json").items():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -33,7 +33,7 @@ def config(data_dir: DataDir = None, as_json: AsJson = False) -> None:
         return
     width = max(len(row.name) for row in rows)
     for row in rows:
-        print(f"{row.name:<{width}}  {'' if row.value is None else row.value}  ({row.source})")
+        print(f"{row.name:<{width}}  {'not set' if row.value is None else row.value}  ({row.source})")
 
 
 def _plain(value: object) -> object:
@@ -54,16 +54,20 @@ def schema(
     from renderkiln.schema.jobs import SCHEMA_VERSION, Job, JobResult
     from renderkiln.schema.spec import RenderSpec
 
-    kinds = {"spec": RenderSpec, "job": Job, "result": JobResult, "event": Event}
+    kinds: dict[str, Any] = {"spec": RenderSpec, "job": Job, "result": JobResult, "event": Event}
     if what not in kinds:
         raise BadInputError(f"no schema {what!r}.{did_you_mean(what, kinds)} There are: {', '.join(kinds)}.")
-    found = TypeAdapter(kinds[what]).json_schema()
+    adapter: TypeAdapter[Any] = TypeAdapter(kinds[what])
+    found = adapter.json_schema()
     found["$comment"] = f"renderkiln schema_version {SCHEMA_VERSION}"
     print(json.dumps(found, indent=2))
 
 
 def start(data_dir: DataDir = None) -> None:
-    """Start the embedded server, if it does not run."""
+    """Start the embedded server, if it does not run.
+
+    Example: renderkiln server start
+    """
     from renderkiln.home.folder import DataFolder
     from renderkiln.home.server import EmbeddedServer
     from renderkiln.home.settings import load
@@ -74,7 +78,10 @@ def start(data_dir: DataDir = None) -> None:
 
 
 def stop(data_dir: DataDir = None) -> None:
-    """Stop the embedded server; what is queued stays on disk."""
+    """Stop the embedded server; what is queued stays on disk.
+
+    Example: renderkiln server stop
+    """
     from renderkiln.home.folder import DataFolder
     from renderkiln.home.server import EmbeddedServer
     from renderkiln.home.settings import load
@@ -84,7 +91,10 @@ def stop(data_dir: DataDir = None) -> None:
 
 
 def server_status(data_dir: DataDir = None, as_json: AsJson = False) -> None:
-    """Show whether the embedded server runs, and what it holds."""
+    """Show whether the embedded server runs, and what it holds.
+
+    Example: renderkiln server status --json
+    """
     from renderkiln.home.folder import DataFolder
     from renderkiln.home.server import EmbeddedServer
     from renderkiln.home.settings import load

@@ -1,4 +1,4 @@
-"""The options that `render` and `submit` share: the fields of a spec and a job under their own names, and how lists are read.
+"""The options that `render` and `submit` share: the fields of a spec and a job, and how lists are read.
 
 They are declared once, and put into a command's signature by `with_request`, because Typer reads signatures.
 """
@@ -20,6 +20,7 @@ from renderkiln.schema.spec import RenderSpec
 
 DataDir = Annotated[Path | None, typer.Option(help="The one folder of ledger, server and models.", show_default=False)]
 AsJson = Annotated[bool, typer.Option("--json", help="For scripts: JSON on standard output.")]
+PROMPTS_HELP = "Prompts, or files of prompts (.txt .csv .jsonl .yaml), or '-'."
 Out = Annotated[str | None, typer.Option(help="The store: a folder or an fsspec URL.", show_default=False)]
 
 #: Fields whose option is not simply their type with their name.
@@ -127,9 +128,7 @@ def _list_parameters() -> list[inspect.Parameter]:
 
 
 def _parameter(name: str, kind: Any, option: Any, default: Any) -> inspect.Parameter:
-    return inspect.Parameter(
-        name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, option]
-    )
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, option])
 
 
 def _collect(values: dict[str, Any]) -> RequestOptions:

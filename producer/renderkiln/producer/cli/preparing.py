@@ -95,7 +95,15 @@ def _requests(
     )
     lists = [prompts.read(source, options) for source in sources]
     name = lists[0].name[:40].strip("-.") or "prompts"
-    return name, lambda: ((found.spec, found.options) for found in prompts.requests(lists, carrier.add))
+
+    def pairs() -> Iterator[tuple[RenderSpec, JobOptions]]:
+        for found in prompts.requests(lists, carrier.add):
+            for reference in (found.spec.init_image, found.spec.mask_image):
+                if reference is not None:
+                    carrier.add(reference)  # a list may name a picture by its digest: it has to be here
+            yield found.spec, found.options
+
+    return name, pairs
 
 
 def _one_seed_only(request: RequestOptions, like: Path) -> None:
@@ -109,7 +117,8 @@ def _fields_of(like: Path) -> dict[str, Any]:
     shown = read_metadata(like)
     if shown.spec is None:
         raise BadInputError(f"{like} holds no settings to go by. `renderkiln show {like}` says what is in it.")
-    return shown.spec.model_dump(mode="json", exclude_defaults=True) | {"model": shown.spec.model}
+    spec = shown.spec
+    return spec.model_dump(mode="json", exclude_defaults=True) | {"model": spec.model, "seed": spec.seed}
 
 
 def _jobs(pairs: _Pairs, batch: str, again: str) -> Iterator[Job]:

@@ -6,9 +6,11 @@ import time
 from collections.abc import Iterable
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn
 
 from renderkiln.producer.live import BatchView
+
+from .wording import duration
 
 #: Seconds between lines where output is not a terminal.
 LINE_EVERY = 5.0
@@ -32,17 +34,17 @@ def _bars(console: Console, views: Iterable[BatchView]) -> None:
     )
     with Progress(*columns, console=console, transient=True) as progress:
         total = progress.add_task("images", rate="")
-        tasks: dict[str, int] = {}
+        tasks: dict[str, TaskID] = {}
         for view in views:
             progress.update(total, completed=view.images_done, total=view.num_images, rate=_rate(view))
             for job_id in set(tasks) - set(view.running):
-                progress.remove_task(tasks.pop(job_id))  # type: ignore[arg-type]
+                progress.remove_task(tasks.pop(job_id))
             for job_id, running in view.running.items():
                 if job_id not in tasks:
                     tasks[job_id] = progress.add_task("", rate="")
                 image = f" ({running.k + 1} of {running.num_images})" if running.num_images > 1 else ""
                 progress.update(
-                    tasks[job_id],  # type: ignore[arg-type]
+                    tasks[job_id],
                     description=f"  {running.about[:48]}{image}",
                     completed=running.step,
                     total=running.num_steps or None,
@@ -55,7 +57,8 @@ def _lines(console: Console, views: Iterable[BatchView]) -> None:
     for view in views:
         if view.is_final or (time.monotonic() - said_at >= LINE_EVERY and view.images_done != said):
             said_at, said = time.monotonic(), view.images_done
-            console.print(f"{view.images_done} of {view.num_images} images  {_rate(view)}", markup=False, highlight=False)
+            said_now = f"{view.images_done} of {view.num_images} images  {_rate(view)}"
+            console.print(said_now.rstrip(), markup=False, highlight=False)
 
 
 def _rate(view: BatchView) -> str:
@@ -67,13 +70,3 @@ def _rate(view: BatchView) -> str:
     if view.failed:
         parts.append(f"{len(view.failed)} failed")
     return " · ".join(parts)
-
-
-def duration(seconds: float) -> str:
-    """Seconds in words: `42 s`, `3 min 10 s`, `2 h 5 min`."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"

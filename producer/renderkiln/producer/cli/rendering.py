@@ -6,14 +6,14 @@ import json
 import signal
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from renderkiln.schema.errors import EXIT_FAILED, EXIT_INTERRUPTED
 
-from .options import AsJson, DataDir, Out, RequestOptions, with_request
+from .options import PROMPTS_HELP, AsJson, DataDir, Out, RequestOptions, with_request
+from .wording import count, store_path
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -33,13 +33,13 @@ def add_commands(app: typer.Typer) -> None:
 def render(
     prompts: Annotated[
         list[str],
-        typer.Argument(metavar="PROMPT_OR_LIST...", help="Prompts, or files of prompts (.txt .csv .jsonl .yaml), or '-'."),
+        typer.Argument(metavar="PROMPT_OR_LIST...", help=PROMPTS_HELP),
     ],
     *,
     request: RequestOptions,
     out: Out = None,
-    engine: Annotated[str | None, typer.Option(help="What makes the stages: auto or torch.", show_default=False)] = None,
-    device: Annotated[str | None, typer.Option(help="auto, mps, cuda or cpu.", show_default=False)] = None,
+    engine: Annotated[str | None, typer.Option(help="What makes the stages: auto or torch.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, mps, cuda or cpu.")] = None,
     data_dir: DataDir = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be rendered, and stop.")] = False,
     as_json: AsJson = False,
@@ -60,7 +60,7 @@ def render(
     from .preparing import prepare
 
     settings = load(data_dir=data_dir, out=out, engine=engine, device=device)
-    store = settings.out if "://" in settings.out else str(Path(settings.out).expanduser().absolute())
+    store = store_path(settings.out)
     carrier = InputCarrier(DataFolder(settings.data_dir))
     prepared = prepare(prompts, request, settings, carrier, store=store)
     if dry_run:
@@ -98,7 +98,8 @@ class _Run:
         from renderkiln.producer.live import Watcher
 
         self._queue, self._prepared, self._worker, self._console = queue, prepared, worker, console
-        self._watcher: Watcher = Watcher(queue.connection, prepared.batch, prepared.num_images, _known_jobs(queue, prepared))
+        num_jobs = _known_jobs(queue, prepared)
+        self._watcher: Watcher = Watcher(queue.connection, prepared.batch, prepared.num_images, num_jobs)
         self._interrupts = 0
 
     @property
@@ -153,8 +154,7 @@ def _known_jobs(queue: RenderQueue, prepared: Prepared) -> int:
 
 
 def _queued(prepared: Prepared, tally: Tally) -> str:
-    images = f"{prepared.num_images:,} image{'s' if prepared.num_images != 1 else ''}"
-    said = f"batch {prepared.batch}: {images} in {prepared.num_jobs:,} job{'s' if prepared.num_jobs != 1 else ''}"
+    said = f"batch {prepared.batch}: {count(prepared.num_images, 'image')} in {count(prepared.num_jobs, 'job')}"
     parts = [f"{tally.queued:,} queued"]
     if tally.joined:
         parts.append(f"{tally.joined:,} waiting already")

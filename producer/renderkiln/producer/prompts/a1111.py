@@ -59,9 +59,7 @@ def parse_line(text: str, start: Where) -> Row:
     while at < len(words):
         option, place = words[at].text, start.shifted(words[at].at)
         if not option.startswith("--"):
-            raise place.error(
-                f"expected an option such as --steps, found {shorten(option)}; put text into quotes"
-            )
+            raise place.error(f"expected an option such as --steps, found {shorten(option)}; put text into quotes")
         name = option[2:].replace("-", "_")
         field = _ALIASES.get(name, name)
         if field not in KNOWN and name not in (*_COUNTS, *_FLAGS, *_IGNORED):
@@ -93,15 +91,11 @@ def parse_line(text: str, start: Where) -> Row:
     return Row(fields, start, lambda name, _offset: places.get(name, start))
 
 
-def _count_images(
-    fields: dict[str, Any], places: dict[str, Where], counts: dict[str, int], start: Where
-) -> None:
+def _count_images(fields: dict[str, Any], places: dict[str, Where], counts: dict[str, int], start: Where) -> None:
     if not counts:
         return
     if "num_images" in fields:
-        raise places["num_images"].error(
-            "--num_images together with --batch_size or --n_iter; give one of them"
-        )
+        raise places["num_images"].error("--num_images together with --batch_size or --n_iter; give one of them")
     product = 1
     for count in counts.values():
         product *= count
@@ -119,9 +113,7 @@ def _must_be_off(option: str, name: str, value: str) -> None:
 
 
 def _refusal(option: str, name: str) -> str:
-    supported = (
-        "Supported are " + ", ".join(f"--{known}" for known in _SUPPORTED) + " and the names of our fields."
-    )
+    supported = "Supported are " + ", ".join(f"--{known}" for known in _SUPPORTED) + " and the names of our fields."
     if name in _REFUSED:
         return f"{option} is not supported: {_REFUSED[name]}. {supported}"
     hint = did_you_mean(option[:60], [f"--{known}" for known in (*_SUPPORTED, *KNOWN)])
@@ -146,9 +138,7 @@ def _words(text: str, start: Where) -> Iterator[_Word]:
             said.append(part)
         elif here == "\\":
             if at + 1 == len(text):
-                raise start.shifted(at).error(
-                    "a backslash at the end of the line; expected a character after it"
-                )
+                raise start.shifted(at).error("a backslash at the end of the line; expected a character after it")
             said.append(text[at + 1])
             at += 2
         else:

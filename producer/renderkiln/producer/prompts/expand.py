@@ -133,9 +133,7 @@ class Expander:
         for count in counts.values():
             total *= count
         if total > MAX_JOBS_PER_PROMPT:
-            raise row.where.error(
-                f"all combinations are more than {MAX_JOBS_PER_PROMPT:,} jobs of this prompt"
-            )
+            raise row.where.error(f"all combinations are more than {MAX_JOBS_PER_PROMPT:,} jobs of this prompt")
         for index in range(total // size(self._options.sweeps)):
             made, rest = {}, index
             for name in reversed(tuple(templates)):

@@ -77,9 +77,7 @@ def _with_images(item: Item, resolve_image: ResolveImage) -> dict[str, Any]:
 def _culprit(item: Item, fields: dict[str, Any]) -> Where:
     """Where the first field stands that the schema refuses."""
     try:
-        RenderSpec.model_validate(
-            {name: fields[name] for name in fields if name not in JobOptions.model_fields}
-        )
+        RenderSpec.model_validate({name: fields[name] for name in fields if name not in JobOptions.model_fields})
     except ValidationError as error:
         for finding in error.errors(include_url=False):
             if finding["loc"] and finding["loc"][0] in item.fields:

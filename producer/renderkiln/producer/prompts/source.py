@@ -54,9 +54,7 @@ class Source:
 
     def _must_be_unchanged(self, stream: BinaryIO) -> None:
         if not self._copied and _identity(os.fstat(stream.fileno())) != self._identity:
-            raise Where(self.name).error(
-                "the list changed while it was being read; start again when it is complete"
-            )
+            raise Where(self.name).error("the list changed while it was being read; start again when it is complete")
 
 
 def open_source(path: str, *, stdin: TextIO | None = None) -> Source:
@@ -76,9 +74,7 @@ def open_source(path: str, *, stdin: TextIO | None = None) -> Source:
         with Path(path).open("rb") as stream:
             return _copy(path, stream, Path())
     except FileNotFoundError:
-        raise Where(path).error(
-            "no such file; a name that ends as lists do is never taken for a prompt"
-        ) from None
+        raise Where(path).error("no such file; a name that ends as lists do is never taken for a prompt") from None
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else None
         raise Where(path).error(f"cannot be read: {reason or error}") from None

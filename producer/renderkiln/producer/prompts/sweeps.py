@@ -64,9 +64,7 @@ def parse_sweep(text: str) -> Sweep:
     values: list[Any] = []
     seen: set[Any] = set()
     for at, value, quoted in _split(text, len(name) + 1):
-        found = (
-            _range(text, at, field, value) if field in _NUMBERS and ".." in value and not quoted else [value]
-        )
+        found = _range(text, at, field, value) if field in _NUMBERS and ".." in value and not quoted else [value]
         for each in found:
             checked = _check(text, at, field, each)
             if checked in seen:

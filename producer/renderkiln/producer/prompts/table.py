@@ -53,9 +53,7 @@ def _records(numbered: Iterator[tuple[int, str]], name: str) -> Iterator[tuple[W
         try:
             cells = next(reader, None)
         except csv.Error as error:
-            raise Where(name, begin, 1).error(
-                f"{error}; expected a CSV record, quotes doubled inside quotes"
-            ) from None
+            raise Where(name, begin, 1).error(f"{error}; expected a CSV record, quotes doubled inside quotes") from None
         if cells is None:
             return
         if cells and (len(cells) > 1 or cells[0].strip()):
@@ -78,9 +76,7 @@ def _header(cells: list[str], where: Where) -> list[str]:
         if name == "labels":
             raise place.error("expected labels.NAME, such as labels.project: a column for each label")
         if name not in KNOWN and not (name.startswith(_LABEL) and name != _LABEL):
-            raise place.error(
-                f"{unknown(name)} The first line of a .csv list names the field of each column."
-            )
+            raise place.error(f"{unknown(name)} The first line of a .csv list names the field of each column.")
     return names
 
 

@@ -67,9 +67,7 @@ def parse(text: str) -> Template:
             if len(stack) > MAX_DEPTH:
                 raise TemplateError(f"braces nested more than {MAX_DEPTH} deep", match.start())
             if text.endswith("$", 0, match.start()):
-                raise TemplateError(
-                    "variables (${…}) are not read; write $\\{ for the characters", match.start()
-                )
+                raise TemplateError("variables (${…}) are not read; write $\\{ for the characters", match.start())
             _refuse_unread(text, at)
             stack.append((match.start(), [], []))
         elif found == "|" and opened >= 0:
@@ -106,6 +104,4 @@ def _refuse_unread(text: str, at: int) -> None:
     if _WEIGHT.match(text, at):
         raise TemplateError("weights (3::red) are not read; write an alternative several times instead", at)
     if _SEVERAL.match(text, at):
-        raise TemplateError(
-            "choosing several alternatives ($$) is not read; write one pair of braces for each", at
-        )
+        raise TemplateError("choosing several alternatives ($$) is not read; write one pair of braces for each", at)

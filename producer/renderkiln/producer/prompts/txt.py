@@ -29,9 +29,7 @@ def read_txt(source: Source) -> Iterator[Row]:
                 yield parse_line(text, start)
                 continue
             if (lone := text.find("\r")) >= 0:
-                raise start.shifted(lone).error(
-                    "a carriage return inside the line; end lines with \\n or \\r\\n"
-                )
+                raise start.shifted(lone).error("a carriage return inside the line; end lines with \\n or \\r\\n")
             skipped = 1 if _ESCAPED.match(text) else 0
             yield Row({"prompt": text[skipped:]}, start, _locator(start.shifted(skipped)))
 

@@ -143,9 +143,7 @@ class Wildcards:
 
     def _load(self, name: str, where: Where, chain: tuple[str, ...]) -> None:
         if name in chain:
-            raise where.error(
-                f"__{name}__ refers to itself: {' → '.join([*chain[chain.index(name) :], name])}"
-            )
+            raise where.error(f"__{name}__ refers to itself: {' → '.join([*chain[chain.index(name) :], name])}")
         if name in self._entries:
             return
         if len(chain) >= MAX_CHAIN:
@@ -174,15 +172,12 @@ class Wildcards:
         """The file of a wildcard, which lies in the folder, links followed."""
         if self._folder is None:
             raise where.error(
-                f"__{name}__ needs a folder of wildcard files (--wildcards FOLDER); "
-                "write \\__ for two underscores"
+                f"__{name}__ needs a folder of wildcard files (--wildcards FOLDER); write \\__ for two underscores"
             )
         if "*" in name:
             raise where.error(f"__{name}__: patterns are not read; name one file")
         parts = name.split("/")
-        if any(
-            part.strip(". ") == "" or part.startswith("~") or "\\" in part or ":" in part for part in parts
-        ):
+        if any(part.strip(". ") == "" or part.startswith("~") or "\\" in part or ":" in part for part in parts):
             raise where.error(f"__{name}__: expected the name of a file in {self._folder}, without its .txt")
         path = self._folder.joinpath(*parts[:-1], parts[-1] + ".txt")
         try:

@@ -54,9 +54,7 @@ class _Reader:
         elif isinstance(event, y.MappingStartEvent):
             yield from self._parts()
         elif not (isinstance(event, y.ScalarEvent) and not event.value):
-            raise self._at(event).error(
-                "expected a list (lines that start with '- '), or 'defaults:' and 'prompts:'"
-            )
+            raise self._at(event).error("expected a list (lines that start with '- '), or 'defaults:' and 'prompts:'")
         self._next()  # the document ends
         event = self._next()
         if not isinstance(event, y.StreamEndEvent):
@@ -79,9 +77,7 @@ class _Reader:
             elif name == "prompts":
                 start = self._next()
                 if not isinstance(start, y.SequenceStartEvent):
-                    raise self._at(start).error(
-                        "expected a list under 'prompts:' (lines that start with '- ')"
-                    )
+                    raise self._at(start).error("expected a list under 'prompts:' (lines that start with '- ')")
                 yield from self._items(defaults)
             elif name in KNOWN:
                 raise where.error(
@@ -161,9 +157,7 @@ class _Reader:
     def _text_of(self, event: Event, name: str) -> str | None:
         y = self._yaml
         if isinstance(event, (y.SequenceStartEvent, y.MappingStartEvent)):
-            raise self._at(event).error(
-                f"{name} takes one value; for several, use a sweep or several entries"
-            )
+            raise self._at(event).error(f"{name} takes one value; for several, use a sweep or several entries")
         found = self._value(event)
         if isinstance(found, dict):
             raise self._at(event).error(f"{name} takes one value, not the mapping that this alias stands for")
@@ -189,9 +183,7 @@ class _Reader:
             place = Where(self._name, mark.line + 1, mark.column + 1) if mark else Where(self._name)
             raise place.error(f"not YAML: {getattr(error, 'problem', None) or error}") from None
         except RecursionError:
-            raise Where(self._name).error(
-                "nested too deeply; expected a list of prompts or mappings"
-            ) from None
+            raise Where(self._name).error("nested too deeply; expected a list of prompts or mappings") from None
 
     def _at(self, event: Event) -> Where:
         mark: Any = event.start_mark  # every event of a parser has one

@@ -72,7 +72,9 @@ def _make_engine(config: RendererConfig) -> Engine:
     from renderkiln.worker.engine.torch_engine import TorchEngine
 
     folder = DataFolder(Path(config.data_dir))
-    return TorchEngine(lambda name, revision: find_model(folder, name), device=config.device, dtype=config.dtype)
+    return TorchEngine(
+        lambda name, revision: find_model(folder, name, revision), device=config.device, dtype=config.dtype
+    )
 
 
 def _warm_up(engine: Engine, order: WarmUp, connection: Connection) -> None:

@@ -24,17 +24,21 @@ from .fates import MAX_RESCUES
 
 log = logging.getLogger("renderkiln.supervisor")
 
-#: Seconds for which a job may sit between being taken and being registered before it counts as stuck.
-INTERMEDIATE_PATIENCE = 10.0
-
 
 def rescue(
     connection: redis.Redis,
     queues: Iterable[Queue],
     worker_key: Callable[[str], str],
     set_aside: Callable[[RqJob, Queue], None],
+    patience: float,
 ) -> int:
-    """Puts abandoned jobs back to the front of their queues; how many. A job rescued too often is set aside."""
+    """Puts abandoned jobs back to the front of their queues; how many. A job rescued too often is set aside.
+
+    Args:
+        worker_key: the Redis key of a worker of this name.
+        set_aside: writes the end of a job that was rescued too often.
+        patience: seconds for which a job may sit between being taken and being registered before it counts as stuck.
+    """
     count = 0
     for queue in queues:
         for member, lease_ends in connection.zrange(queue.started_job_registry.key, 0, -1, withscores=True):
@@ -42,7 +46,7 @@ def rescue(
             if lease_ends > time.time() and not _worker_is_gone(connection, job_id, worker_key):
                 continue
             count += _put_back(connection, queue, job_id, execution_id, set_aside)
-        count += _rescue_intermediate(connection, queue)
+        count += _rescue_intermediate(connection, queue, patience)
     return count
 
 
@@ -98,14 +102,14 @@ def _put_back(
     return True
 
 
-def _rescue_intermediate(connection: redis.Redis, queue: Queue) -> int:
+def _rescue_intermediate(connection: redis.Redis, queue: Queue, patience: float) -> int:
     count = 0
     for raw in connection.lrange(queue.intermediate_queue_key, 0, -1):
         job_id = raw.decode()
         seen = queue.intermediate_queue.get_first_seen_key(job_id)
         now = time.time()
         first_seen = connection.set(seen, now, nx=True, ex=3600, get=True)
-        if first_seen is None or now - float(first_seen) < INTERMEDIATE_PATIENCE:
+        if first_seen is None or now - float(first_seen) < patience:
             continue
         with connection.pipeline() as pipe:
             pipe.watch(queue.intermediate_queue_key, RqJob.key_for(job_id))

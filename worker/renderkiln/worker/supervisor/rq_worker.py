@@ -45,6 +45,8 @@ from .fates import MAX_RESCUES, tries_again
 from .rescue import rescue
 
 log = logging.getLogger("renderkiln.supervisor")
+# RQ tells of every registry that it looks at, every few seconds; its warnings are worth hearing.
+logging.getLogger("renderkiln.rq").setLevel(logging.WARNING)
 
 #: Seconds that an idle worker sleeps at most before it looks at its queues and at its own stop flag again.
 IDLE_WAIT = 0.5
@@ -94,7 +96,7 @@ class RenderWorker(SimpleWorker):
             maintenance_interval=max(1, int(lease / 2)),
             log_job_description=False,
         )
-        self.log = log  # RQ's own logger would format for its own handlers
+        self.log = logging.getLogger("renderkiln.rq")  # RQ's own logger would format for its own handlers
         self._attempt = attempt
         self._on_ended = on_ended
         self._signals = signals
@@ -250,6 +252,7 @@ class RenderWorker(SimpleWorker):
             self.queues,
             lambda name: self.redis_worker_namespace_prefix + name,
             self._set_aside,
+            patience=min(10.0, self._lease / 3),
         )
         super().clean_registries()
 

@@ -63,6 +63,7 @@ class _Service:
         self._models = _models(self._folder, options.models)
         self._store = Store(settings.out)
         self._store.check()
+        self._store.clean(older_than=3600)  # what a killed writer left half-written
         self._ledger = Ledger(self._folder.ledger)
         self._name = options.name or f"{socket.gethostname().split('.')[0]}-{os.getpid()}"
         self._started_at = time.time()

@@ -1,0 +1,22 @@
+"""`python -m benchmarks [NAME…]`: runs the benchmarks, one process each, and prints what they print."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+NAMES = ("start_up", "submit_many", "whole_system", "judge_shapes")
+
+
+def main() -> None:
+    names = sys.argv[1:] or NAMES
+    unknown = [name for name in names if name not in NAMES]
+    if unknown:
+        sys.exit(f"no benchmark {', '.join(unknown)}; there are: {', '.join(NAMES)}")
+    for name in names:
+        print(f"== {name}", flush=True)
+        subprocess.run([sys.executable, "-m", f"benchmarks.{name}"], check=True)
+
+
+if __name__ == "__main__":
+    main()

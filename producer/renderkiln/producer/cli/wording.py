@@ -1,0 +1,25 @@
+"""How the commands put numbers and places into words."""
+
+from __future__ import annotations
+
+
+def count(number: int, thing: str) -> str:
+    """`1 image`, `2,000 images`."""
+    return f"{number:,} {thing}{'' if number == 1 else 's'}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds in words: `42 s`, `3 min 10 s`, `2 h 5 min`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def store_path(out: str) -> str:
+    """A store as jobs carry it: a folder's absolute path, since a worker runs elsewhere, or a URL as it is."""
+    from renderkiln.home.folder import absolute
+
+    return out if "://" in out else str(absolute(out))

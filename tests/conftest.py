@@ -1,0 +1,110 @@
+"""What the tests share: a real embedded server per test process, emptied for every test that uses it.
+
+Where a test is about the server itself, it makes its own in its own folder; `own_server` sees that it ends.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import redis
+
+from renderkiln.home.folder import DataFolder
+from renderkiln.home.server import EmbeddedServer
+from renderkiln.home.settings import Settings, load
+from renderkiln.producer import RenderQueue
+
+
+@pytest.fixture
+def no_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """An environment without a setting of ours, in an empty folder: what a stranger's machine is like."""
+    for name in list(os.environ):
+        if name.startswith("RENDERKILN_"):
+            monkeypatch.delenv(name)
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("XDG_DATA_HOME", str(home / "share"))
+    empty = tmp_path / "here"
+    empty.mkdir()
+    monkeypatch.chdir(empty)
+    return empty
+
+
+@pytest.fixture(scope="session")
+def shared_server() -> Iterator[EmbeddedServer]:
+    """One running server for all tests of this process; `server` gives it emptied."""
+    root = Path(tempfile.mkdtemp(prefix="renderkiln-tests-"))
+    running = EmbeddedServer(DataFolder(root))
+    running.ensure_running()
+    yield running
+    running.stop()
+    shutil.rmtree(root)
+
+
+@pytest.fixture
+def server(shared_server: EmbeddedServer) -> EmbeddedServer:
+    """A running server that holds nothing."""
+    with shared_server.client() as client:
+        client.flushall()
+    return shared_server
+
+
+@pytest.fixture
+def connection(server: EmbeddedServer) -> Iterator[redis.Redis]:
+    """A client of the empty server."""
+    with server.client() as client:
+        yield client
+
+
+@pytest.fixture
+def settings(server: EmbeddedServer, no_settings: Path, tmp_path: Path) -> Settings:
+    """A fleet's machine: its Redis is the empty server, its data folder its own."""
+    return load(data_dir=tmp_path / "data", redis_url=f"unix://{server.status().socket}")
+
+
+@pytest.fixture
+def queue(settings: Settings) -> Iterator[RenderQueue]:
+    """A client of the empty server."""
+    client = RenderQueue(settings=settings)
+    yield client
+    client.close()
+
+
+@pytest.fixture
+def own_server() -> Iterator[Callable[[Path], EmbeddedServer]]:
+    """Makes servers for data folders, none of them started yet; whatever runs at the end is stopped."""
+    made: list[EmbeddedServer] = []
+
+    def make(root: Path) -> EmbeddedServer:
+        made.append(EmbeddedServer(DataFolder(root)))
+        return made[-1]
+
+    yield make
+    for each in made:
+        status = each.status()
+        each.stop()
+        if status.pid is not None:
+            reap(status.pid)
+
+
+def reap(pid: int) -> None:
+    """Waits for a child that `Popen` was told to forget."""
+    try:
+        os.waitpid(pid, 0)
+    except ChildProcessError:
+        pass  # another process started it
+
+
+def kill_server(server: EmbeddedServer) -> None:
+    """The power cut: SIGKILL, and nothing tidied up."""
+    pid = server.status().pid
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+    reap(pid)

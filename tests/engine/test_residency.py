@@ -1,0 +1,139 @@
+"""The residency manager: loads on first use, drops on request, and stays consistent when loading fails."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+
+import pytest
+
+from renderkiln.schema.errors import OutOfMemoryError
+from renderkiln.worker.engine.residency import Residency, StageKey
+
+UNET, VAE, OTHER = StageKey("a", "unet"), StageKey("a", "vae_decoder"), StageKey("b", "unet")
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Stage:
+    pass
+
+
+class Loader:
+    """Takes two seconds, and fails as often as it is told to."""
+
+    size_bytes = 100
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
+        self.failures = 0
+
+    def load(self) -> Stage:
+        self.clock.now += 2
+        if self.failures:
+            self.failures -= 1
+            raise OutOfMemoryError("no room")
+        return Stage()
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def dropped() -> list[float]:
+    return []
+
+
+@pytest.fixture
+def residency(clock: Clock, dropped: list[float]) -> Residency:
+    residency = Residency(after_drop=lambda: dropped.append(clock.now), clock=clock)
+    for key in (UNET, VAE, OTHER):
+        residency.add(key, Loader(clock))
+    return residency
+
+
+def names(residency: Residency) -> list[tuple[str, str]]:
+    return [(stage.model, stage.stage) for stage in residency.loaded()]
+
+
+def test_loads_once_and_measures(residency: Residency) -> None:
+    with residency.use(UNET) as first:
+        pass
+    with residency.use(UNET) as second:
+        pass
+    assert first is second
+    (stage,) = residency.loaded()
+    assert (stage.model, stage.stage, stage.size_bytes, stage.load_seconds) == ("a", "unet", 100, 2)
+    assert (residency.loads, residency.load_seconds) == (1, 2)
+
+
+def test_dropping_leaves_no_reference(residency: Residency, dropped: list[float]) -> None:
+    with residency.use(UNET) as stage:
+        reference = weakref.ref(stage)
+    del stage
+    assert residency.drop(UNET)
+    gc.collect()
+    assert reference() is None
+    assert names(residency) == []
+    assert len(dropped) == 1
+    assert not residency.drop(UNET)
+    assert len(dropped) == 1
+    with residency.use(UNET):
+        assert residency.loads == 2
+
+
+def test_one_model_makes_room_for_another(residency: Residency) -> None:
+    with residency.use(UNET), residency.use(VAE):
+        pass
+    residency.drop_others("a")
+    assert len(residency.loaded()) == 2
+    residency.drop_others("b")
+    assert residency.loaded() == ()
+
+
+def test_a_failed_load_counts_for_nothing(residency: Residency, clock: Clock) -> None:
+    loader = Loader(clock)
+    loader.failures = 1
+    residency.add(UNET, loader)
+    with pytest.raises(OutOfMemoryError), residency.use(UNET):
+        pytest.fail("must not come here")
+    assert residency.loaded() == ()
+    with residency.use(UNET):
+        assert names(residency) == [("a", "unet")]
+    assert residency.loads == 1
+
+
+def test_an_error_in_use_gives_the_stage_back(residency: Residency) -> None:
+    with pytest.raises(KeyboardInterrupt), residency.use(UNET):
+        raise KeyboardInterrupt
+    assert residency.drop_all()
+
+
+def test_what_is_lent_is_not_dropped(residency: Residency) -> None:
+    with residency.use(VAE):
+        pass
+    with residency.use(UNET):
+        with residency.use(UNET):
+            pass
+        with pytest.raises(RuntimeError, match="at work"):
+            residency.drop_all()
+        assert names(residency) == [("a", "unet"), ("a", "vae_decoder")]
+        assert residency.drop(VAE)
+    assert residency.drop(UNET)
+
+
+def test_forgetting_a_model_drops_it(residency: Residency) -> None:
+    with residency.use(UNET):
+        pass
+    residency.forget("a")
+    assert residency.loaded() == ()
+    with pytest.raises(KeyError), residency.use(UNET):
+        pass

@@ -1,0 +1,222 @@
+"""Builds diffusers' pipelines over stand-ins, from a model folder; reads small files only."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from renderkiln.schema.errors import ModelLoadError
+
+from .files import find_weights, read_json
+from .libraries import diffusers, transformers
+from .residency import Residency, StageKey
+from .schedulers import SchedulerFactory, is_supported
+from .stages import SafetyCheckerStandIn, StandIn, TextEncoderStandIn, UNetStandIn, VaeStandIn
+from .torch_stages import CLASSES, TorchStageLoader
+
+Task = Literal["txt2img", "img2img", "inpaint"]
+Family = Literal["sd", "sdxl"]
+
+
+def _tasks(prefix: str) -> dict[Task, Any]:
+    return {
+        "txt2img": getattr(diffusers, f"{prefix}Pipeline"),
+        "img2img": getattr(diffusers, f"{prefix}Img2ImgPipeline"),
+        "inpaint": getattr(diffusers, f"{prefix}InpaintPipeline"),
+    }
+
+
+PIPELINES: dict[Family, dict[Task, Any]] = {
+    "sd": _tasks("StableDiffusion"),
+    "sdxl": _tasks("StableDiffusionXL"),
+}
+#: What model_index.json may call its pipeline. A model serves every task of its family, however it was saved.
+FAMILIES: dict[str, Family] = {
+    **{pipeline.__name__: family for family, tasks in PIPELINES.items() for pipeline in tasks.values()},
+    "LatentConsistencyModelPipeline": "sd",  # the same components; the UNet says that guidance is embedded
+    "LatentConsistencyModelImg2ImgPipeline": "sd",
+}
+#: The components that a family's pipelines need, and the classes that they may be of.
+_TEXT = ("CLIPTextModel", "CLIPTextModelWithProjection")
+_NEEDED: dict[Family, dict[str, tuple[str, ...]]] = {
+    "sd": {"text_encoder": _TEXT, "unet": ("UNet2DConditionModel",), "vae": ("AutoencoderKL",)},
+    "sdxl": {
+        "text_encoder": _TEXT,
+        "text_encoder_2": ("CLIPTextModelWithProjection",),
+        "unet": ("UNet2DConditionModel",),
+        "vae": ("AutoencoderKL",),
+    },
+}
+
+
+@dataclass(frozen=True)
+class StageOptions:
+    """How the stages of a model are to be held."""
+
+    dtype: torch.dtype
+    device: torch.device
+    attention_slicing: bool = False
+
+
+class Pipelines:
+    """The pipelines of one model, one per task, over the same stand-ins.
+
+    Args:
+        name: under which the residency manager gets to know the model's stages; nothing is loaded.
+        folder: the model, in diffusers' layout.
+        on_decoded: see `VaeStandIn`.
+
+    Raises:
+        ModelLoadError: something is missing, damaged, a pickle, or of a kind that is not supported.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        folder: Path,
+        residency: Residency,
+        options: StageOptions,
+        on_decoded: Callable[[torch.Tensor], None],
+    ) -> None:
+        self.name, self.folder = name, folder
+        self._options, self._residency = options, residency
+        self._index = read_json(folder / "model_index.json")
+        self.family = self._read_family()
+        self._components: dict[str, Any] = {
+            name: self._stand_in(name, on_decoded) for name in ("safety_checker", *_NEEDED[self.family])
+        }
+        self._add_small_parts()
+        self._built: dict[tuple[Task, bool], Any] = {}
+        first = self.get("txt2img", safety_checker=False)
+        self.schedulers = SchedulerFactory(first.scheduler)
+        self.vae_scale_factor: int = first.vae_scale_factor
+        self.latent_channels: int = self._components["vae"].config.latent_channels
+        #: Whether the UNet takes a mask and a picture beside the latents, and so can do nothing without them.
+        self.only_inpaints = self._read_channels() != self.latent_channels
+
+    @property
+    def native_size(self) -> tuple[int, int]:
+        """Width and height, in pixels, that the model was made for."""
+        size = self._components["unet"].config.sample_size
+        height, width = (size, size) if isinstance(size, int) else size
+        return width * self.vae_scale_factor, height * self.vae_scale_factor
+
+    @property
+    def has_safety_checker(self) -> bool:
+        return self._components["safety_checker"] is not None
+
+    def get(self, task: Task, *, safety_checker: bool) -> Any:
+        """The diffusers pipeline for a task, the same object each time; its scheduler is the caller's to set.
+
+        Args:
+            safety_checker: run the model's safety checker, if it has one.
+        """
+        checked = safety_checker and self.has_safety_checker
+        if (task, checked) not in self._built:
+            parts = dict(self._components)
+            if self.family == "sd":
+                # Said here so that diffusers does not warn: leaving it out is the spec's choice.
+                parts["requires_safety_checker"] = checked
+            if not checked:
+                parts.pop("safety_checker")
+                parts |= {"safety_checker": None} if self.family == "sd" else {}
+            pipeline = PIPELINES[self.family][task](**parts)
+            pipeline.set_progress_bar_config(disable=True)
+            self._built[task, checked] = pipeline
+        return self._built[task, checked]
+
+    def _read_family(self) -> Family:
+        class_name = self._index.get("_class_name")
+        if class_name not in FAMILIES:
+            raise ModelLoadError(
+                f"{self.folder} holds a {class_name}, which renderkiln cannot run; it runs {', '.join(FAMILIES)}"
+            )
+        return FAMILIES[class_name]
+
+    def _read_channels(self) -> int:
+        channels: int = self._components["unet"].config.in_channels
+        if channels not in (self.latent_channels, 2 * self.latent_channels + 1):
+            raise ModelLoadError(f"{self.folder}: its UNet takes {channels} channels, which nothing here can fill")
+        return channels
+
+    def _class_name(self, name: str) -> str | None:
+        """The class of a component, or None if the model has none of that name."""
+        entry = self._index.get(name)
+        return entry[1] if isinstance(entry, list) and len(entry) == 2 and isinstance(entry[1], str) else None
+
+    def _stand_in(self, name: str, on_decoded: Callable[[torch.Tensor], None]) -> StandIn | None:
+        class_name = self._class_name(name)
+        if name == "safety_checker" and (class_name is None or self.family != "sd"):
+            return None
+        allowed = _NEEDED[self.family].get(name, ("StableDiffusionSafetyChecker",))
+        if class_name not in allowed:
+            raise ModelLoadError(
+                f"{self.folder}: its {name} is {class_name or 'missing'}; renderkiln can run {' or '.join(allowed)}"
+            )
+        config = self._config(name, class_name)
+        dtype, device = self._options.dtype, self._options.device
+        if name == "vae" and self.family == "sdxl" and config.force_upcast and dtype == torch.float16:
+            dtype = torch.float32  # it overflows in half precision
+        weights = find_weights(self.folder / name, half=dtype.itemsize < 4)
+        keys = {}
+        for stage in ("vae_decoder", "vae_encoder") if name == "vae" else (name,):
+            keys[stage] = StageKey(self.name, stage)
+            loader = TorchStageLoader(
+                stage, class_name, self.folder / name, weights, dtype, device, self._options.attention_slicing
+            )
+            self._residency.add(keys[stage], loader)
+        if name == "vae":
+            return VaeStandIn(
+                self._residency,
+                keys["vae_decoder"],
+                config,
+                encoder=keys["vae_encoder"],
+                on_decoded=on_decoded,
+                dtype=dtype,
+                device=device,
+            )
+        kinds = {"unet": UNetStandIn, "safety_checker": SafetyCheckerStandIn}
+        return kinds.get(name, TextEncoderStandIn)(self._residency, keys[name], config, dtype=dtype, device=device)
+
+    def _config(self, name: str, class_name: str) -> Any:
+        """A component's config as its class would have it: the file's values over the class's defaults."""
+        values = read_json(self.folder / name / "config.json")
+        if class_name == "StableDiffusionSafetyChecker":
+            return transformers.CLIPConfig(**values)
+        if class_name in _TEXT:
+            return transformers.CLIPTextConfig(**values)
+        parameters = inspect.signature(CLASSES[class_name].__init__).parameters.values()
+        defaults = {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
+        return diffusers.configuration_utils.FrozenDict({**defaults, **values})
+
+    def _add_small_parts(self) -> None:
+        """Tokenizers, the scheduler's settings and the like: small enough to stay for good."""
+        parts = self._components
+        for name in ("tokenizer", "tokenizer_2") if self.family == "sdxl" else ("tokenizer",):
+            parts[name] = self._from_folder(transformers.CLIPTokenizer, name)
+        class_name = self._class_name("scheduler")
+        if class_name is None or not is_supported(class_name):
+            raise ModelLoadError(f"{self.folder}: its scheduler, {class_name}, is not one that can be run")
+        parts["scheduler"] = self._from_folder(getattr(diffusers, class_name), "scheduler")
+        if self.family == "sdxl":
+            parts["force_zeros_for_empty_prompt"] = self._index.get("force_zeros_for_empty_prompt", True)
+            parts["add_watermarker"] = False
+        else:
+            wanted = parts["safety_checker"] is not None
+            parts["feature_extractor"] = (
+                self._from_folder(transformers.CLIPImageProcessor, "feature_extractor") if wanted else None
+            )
+
+    def _from_folder(self, kind: Any, name: str) -> Any:
+        folder = self.folder / name
+        if not folder.is_dir():
+            raise ModelLoadError(f"{name} is missing from {self.folder}: the model is not complete")
+        try:
+            return kind.from_pretrained(folder, local_files_only=True)
+        except Exception as error:  # these libraries raise what comes: OSError, ValueError, KeyError …
+            raise ModelLoadError(f"{folder} cannot be read: {error}") from error
