@@ -97,9 +97,7 @@ def text_to_image(
 
 def change_cases() -> list[Case]:
     """Image to image: another shape in other colours at the same place and size; and a plain ground."""
-    wanted = [
-        Drawing(d.shape, d.color, d.background, s, p) for d, s, p in _spread(held_out_drawings(12, seed=7))
-    ]
+    wanted = [Drawing(d.shape, d.color, d.background, s, p) for d, s, p in _spread(held_out_drawings(12, seed=7))]
     starts = _spread(held_out_drawings(12, seed=8))
     cases = []
     for index, (goal, (other, size, position)) in enumerate(zip(wanted, starts, strict=True)):
@@ -182,9 +180,7 @@ def fill(
 
 def main() -> None:
     """Measure what the command line asks for, and print it."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, default=shapes_path())
     parser.add_argument("--count", type=int, default=200, help="held-out prompts")
     parser.add_argument("--steps", type=int, default=20)

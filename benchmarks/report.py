@@ -11,7 +11,8 @@ from collections.abc import Sequence
 def machine() -> str:
     """The machine in words that tell it apart and name nobody."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, {memory:.0f} GiB, Python {platform.python_version()}"
+    system = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, {memory:.0f} GiB"
+    return f"{system}, Python {platform.python_version()}"
 
 
 def spread(values: Sequence[float], unit: str = "s", digits: int = 3) -> str:

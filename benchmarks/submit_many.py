@@ -64,9 +64,7 @@ def _theirs(queue: RenderQueue) -> float:
         payloads.append(make_job(spec, options, batch="batch-20260101-000000-abcd", index=n).to_json())
     rq = Queue("bench", connection=queue.connection, serializer=JSONSerializer)
     began = time.perf_counter()
-    rq.enqueue_many(
-        [Queue.prepare_data(names.RENDER_FUNCTION, args=(payload,), timeout=-1) for payload in payloads]
-    )
+    rq.enqueue_many([Queue.prepare_data(names.RENDER_FUNCTION, args=(payload,), timeout=-1) for payload in payloads])
     seconds = time.perf_counter() - began
     if len(rq) != COUNT:
         raise AssertionError(f"{len(rq)} of {COUNT} were queued")

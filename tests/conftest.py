@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import redis
+from tests.fakes import reap
 
 from renderkiln.home.folder import DataFolder
 from renderkiln.home.server import EmbeddedServer
@@ -92,19 +92,3 @@ def own_server() -> Iterator[Callable[[Path], EmbeddedServer]]:
         each.stop()
         if status.pid is not None:
             reap(status.pid)
-
-
-def reap(pid: int) -> None:
-    """Waits for a child that `Popen` was told to forget."""
-    try:
-        os.waitpid(pid, 0)
-    except ChildProcessError:
-        pass  # another process started it
-
-
-def kill_server(server: EmbeddedServer) -> None:
-    """The power cut: SIGKILL, and nothing tidied up."""
-    pid = server.status().pid
-    assert pid is not None
-    os.kill(pid, signal.SIGKILL)
-    reap(pid)

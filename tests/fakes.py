@@ -1,9 +1,14 @@
-"""A worker that renders nothing: it takes jobs and ends them in Redis in the way that the real one does."""
+"""A worker that renders nothing: it takes jobs and ends them in Redis in the way that the real one does.
+
+And what else the tests of several folders do to Redis and to servers.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
+import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -11,6 +16,7 @@ from typing import Any
 import redis
 from rq.job import Job as RqJob
 
+from renderkiln.home.server import EmbeddedServer
 from renderkiln.schema import names
 from renderkiln.schema.events import Ended, Event, ImageDone, Progress, Returned, Started
 from renderkiln.schema.jobs import Failure, ImageResult, Job, JobResult, JobStatus
@@ -40,9 +46,7 @@ class FakeWorker:
         self.connection.hset(key, "status", "started")
         job = read_payload(stored(self.connection, job_id).data)
         self.taken.append(job_id)
-        self.say(
-            Started(time=time.time(), job_id=job_id, batch=job.batch, worker="fake", attempt=1, execution_id="e1")
-        )
+        self.say(Started(time=time.time(), job_id=job_id, batch=job.batch, worker="fake", attempt=1, execution_id="e1"))
         return job
 
     def finish(self, job: Job) -> JobResult:
@@ -148,6 +152,22 @@ def stored(connection: redis.Redis, job_id: str) -> RqJob:
 def job_keys(connection: redis.Redis) -> list[bytes]:
     """The jobs that are in Redis, wherever they stand."""
     return sorted(connection.scan_iter("rq:job:*"))
+
+
+def reap(pid: int) -> None:
+    """Waits for a child that `Popen` was told to forget."""
+    try:
+        os.waitpid(pid, 0)
+    except ChildProcessError:
+        pass  # another process started it
+
+
+def kill_server(server: EmbeddedServer) -> None:
+    """The power cut: SIGKILL, and nothing tidied up."""
+    pid = server.status().pid
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+    reap(pid)
 
 
 def _rank(key: bytes) -> tuple[int, bytes]:

@@ -14,9 +14,7 @@ from renderkiln.schema.spec import RenderSpec, parse_spec
 _characters = st.characters(codec="utf-8", exclude_characters="\x00")
 texts = st.one_of(
     st.text(_characters, max_size=60),
-    st.sampled_from(
-        ['say "hi", now: yes', "a\nNegative prompt: b\nSteps: 1, Seed: 2, Size: 8x8", "🙂" * 10_000]
-    ),
+    st.sampled_from(['say "hi", now: yes', "a\nNegative prompt: b\nSteps: 1, Seed: 2, Size: 8x8", "🙂" * 10_000]),
     st.builds(lambda text: (text or "x") * (10_000 // len(text or "x")), st.text(_characters, max_size=5)),
 )
 refs = st.from_regex(r"sha256:[0-9a-f]{64}", fullmatch=True)
@@ -48,9 +46,7 @@ def specs(draw: st.DrawFn, prompts: st.SearchStrategy[str] = texts) -> RenderSpe
     return parse_spec(fields)
 
 
-def picture(
-    size: tuple[int, int] = (64, 48), image_format: str = "PNG", mode: str = "RGB", **options: Any
-) -> bytes:
+def picture(size: tuple[int, int] = (64, 48), image_format: str = "PNG", mode: str = "RGB", **options: Any) -> bytes:
     """The bytes of a small picture with something on it."""
     image = Image.radial_gradient("L").resize(size).convert(mode)
     file = io.BytesIO()

@@ -134,9 +134,7 @@ def test_a_picture_without_settings_says_so() -> None:
         ({"surprise": 1}, "surprise"),
     ],
 )
-def test_settings_that_are_not_ours_are_noted_and_the_text_is_used(
-    change: dict[str, object], note: str
-) -> None:
+def test_settings_that_are_not_ours_are_noted_and_the_text_is_used(change: dict[str, object], note: str) -> None:
     info = PngImagePlugin.PngInfo()
     info.add_text("parameters", "a hat\nSteps: 8, Seed: 3, CFG scale: 2")
     info.add_itxt("renderkiln", json.dumps(json.loads(describe(SPEC).to_json()) | change))

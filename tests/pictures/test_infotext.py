@@ -49,9 +49,7 @@ def test_samplers_have_their_familiar_spelling(name: str, shown: str) -> None:
 
 
 # Prompts that the form can hold: no line of theirs may look like the form's own, and it trims white space.
-tame = st.from_regex(
-    r"[a-z0-9äé🙂]([a-z0-9äé🙂 ,:\"()]{0,30}[a-z0-9)])?(\n[a-z][a-z ]{0,10}[a-z])?", fullmatch=True
-)
+tame = st.from_regex(r"[a-z0-9äé🙂]([a-z0-9äé🙂 ,:\"()]{0,30}[a-z0-9)])?(\n[a-z][a-z ]{0,10}[a-z])?", fullmatch=True)
 
 
 @given(spec=specs(prompts=tame))
@@ -94,9 +92,7 @@ def test_a_text_of_automatic1111_is_read() -> None:
 
 
 def test_what_our_limits_do_not_allow_is_kept_as_text() -> None:
-    parsed = parse_parameters_text(
-        "x\nSteps: 5000, Sampler: DPM adaptive, Seed: -1, Size: 500x500, Clip skip: 1"
-    )
+    parsed = parse_parameters_text("x\nSteps: 5000, Sampler: DPM adaptive, Seed: -1, Size: 500x500, Clip skip: 1")
     assert parsed.fields == {"prompt": "x"}
     assert parsed.other == {"Steps": "5000", "Sampler": "DPM adaptive", "Seed": "-1", "Size": "500x500"}
 
@@ -113,9 +109,7 @@ def test_any_text_is_read_somehow(text: str) -> None:
         RenderSpec(**parsed.fields)
 
 
-@pytest.mark.parametrize(
-    "text", ["a" * 900_000, ":" * 900_000, 'a:"' * 300_000, 'a: "b\\' * 100_000, "a, " * 300_000]
-)
+@pytest.mark.parametrize("text", ["a" * 900_000, ":" * 900_000, 'a:"' * 300_000, 'a: "b\\' * 100_000, "a, " * 300_000])
 def test_long_odd_text_takes_no_time(text: str) -> None:
     begun = time.process_time()
     parse_parameters_text(text)

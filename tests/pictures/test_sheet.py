@@ -36,9 +36,7 @@ def share(image: Image.Image, color: tuple[int, int, int]) -> int:
 
 
 def test_pictures_are_on_the_sheet_and_enlarged_by_a_whole_factor() -> None:
-    sheet = opened(
-        contact_sheet([SheetEntry(flat("red"), "a red one", seed=1), SheetEntry(flat("blue"), "b")])
-    )
+    sheet = opened(contact_sheet([SheetEntry(flat("red"), "a red one", seed=1), SheetEntry(flat("blue"), "b")]))
     # 192², less the rounded corners.
     assert 192 * 192 - 60 < share(sheet, (255, 0, 0)) <= 192 * 192
     assert 192 * 192 - 60 < share(sheet, (0, 0, 255)) <= 192 * 192

@@ -8,24 +8,13 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pictures.specs import specs
 
 from renderkiln.schema import RenderSpec, canonical_json, digest, make_job, parse_job, parse_options, parse_spec
 from renderkiln.schema.errors import InvalidSpecError
 from renderkiln.schema.jobs import JobOptions, job_id
 
-prompts = st.text(st.characters(codec="utf-8", exclude_characters="\x00"), max_size=40)
-all_specs = specs(prompts)
-options = st.builds(
-    JobOptions,
-    num_images=st.integers(1, 10_000),
-    priority=st.sampled_from(["high", "normal", "low"]),
-    labels=st.dictionaries(st.text("abc", max_size=5), st.text("abc", max_size=5), max_size=3),
-    max_attempts=st.integers(1, 20),
-    timeout=st.none() | st.floats(0.5, 1000),
-    image_format=st.sampled_from(["png", "jpeg", "webp"]),
-    store=st.none() | st.sampled_from(["/renders", "s3://bucket/a"]),
-)
+from .strategies import options, specs
+
 #: For each field of a spec, a value that differs from every other case here and from its default.
 CHANGES: dict[str, Any] = {
     "model": "another",
@@ -68,14 +57,14 @@ def test_a_digest_stays_what_it_was_when_the_first_pictures_were_rendered() -> N
     )
 
 
-@given(all_specs, st.randoms(use_true_random=False))
+@given(specs(), st.randoms(use_true_random=False))
 def test_the_order_in_which_fields_are_given_does_not_change_the_digest(spec: RenderSpec, dice: Any) -> None:
     fields = list(spec.model_dump(mode="json", exclude_unset=True).items())
     dice.shuffle(fields)
     assert parse_spec(dict(fields)).digest == spec.digest
 
 
-@given(all_specs)
+@given(specs())
 def test_a_default_that_is_written_out_does_not_change_the_digest(spec: RenderSpec) -> None:
     given_out = parse_spec(spec.model_dump(mode="json"))
     left_out = parse_spec(spec.model_dump(mode="json", exclude_defaults=True))
@@ -93,12 +82,12 @@ def test_another_value_of_any_field_is_another_digest(name: str) -> None:
     assert parse_spec(base | {name: CHANGES[name]}).digest != parse_spec(base).digest
 
 
-@given(all_specs, all_specs)
+@given(specs(), specs())
 def test_specs_have_the_same_digest_where_they_are_equal_and_only_there(one: RenderSpec, other: RenderSpec) -> None:
     assert (one == other) == (one.digest == other.digest)
 
 
-@given(all_specs, st.integers(0, 10_000))
+@given(specs(), st.integers(0, 10_000))
 def test_image_k_has_seed_plus_k_and_wraps_around(spec: RenderSpec, k: int) -> None:
     alone = spec.for_image(k)
     assert alone.seed == (spec.seed + k) % 2**32
@@ -110,7 +99,7 @@ def test_the_seed_after_the_last_is_the_first() -> None:
     assert parse_spec({"prompt": "a", "seed": 2**32 - 1}).for_image(1).seed == 0
 
 
-@given(all_specs, options, st.text("abc123", max_size=8), st.integers(0, 10**9))
+@given(specs(), options, st.text("abc123", max_size=8), st.integers(0, 10**9))
 def test_a_job_comes_back_from_its_json_as_it_was(spec: RenderSpec, how: JobOptions, again: str, index: int) -> None:
     job = make_job(spec, how, batch="cats-1", index=index, again=again)
     back = parse_job(job.to_json())
@@ -119,7 +108,7 @@ def test_a_job_comes_back_from_its_json_as_it_was(spec: RenderSpec, how: JobOpti
     assert back.to_json() == job.to_json()
 
 
-@given(all_specs, options)
+@given(specs(), options)
 def test_urgency_labels_attempts_and_timeout_do_not_make_another_job(spec: RenderSpec, how: JobOptions) -> None:
     plain = how.model_copy(update={"priority": "normal", "labels": {}, "max_attempts": 3, "timeout": None})
     assert job_id(spec, how) == job_id(spec, plain)

@@ -56,7 +56,10 @@ def test_the_names_of_the_issue_are_there() -> None:
     assert resolve("DPM++ 2M Karras").options["use_karras_sigmas"] is True
 
 
-@pytest.mark.parametrize(("wrong", "near"), [("eulr a", "euler a"), ("dpm++ 2m karas", "dpm++ 2m karras"), ("DDIMSchedular", "DDIMScheduler")])
+@pytest.mark.parametrize(
+    ("wrong", "near"),
+    [("eulr a", "euler a"), ("dpm++ 2m karas", "dpm++ 2m karras"), ("DDIMSchedular", "DDIMScheduler")],
+)
 def test_an_unknown_name_is_refused_with_the_nearest(wrong: str, near: str) -> None:
     with pytest.raises(InvalidSpecError, match="unknown scheduler") as caught:
         canonical_name(wrong)

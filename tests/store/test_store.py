@@ -193,9 +193,7 @@ except StoreError as error:
 
 
 def test_a_limit_of_the_system_is_reported_and_nothing_is_left(tmp_path: Path) -> None:
-    ran = subprocess.run(
-        [sys.executable, "-c", LIMITED, str(tmp_path)], capture_output=True, text=True, check=True
-    )
+    ran = subprocess.run([sys.executable, "-c", LIMITED, str(tmp_path)], capture_output=True, text=True, check=True)
     assert "larger than this file system or this account" in ran.stdout
     assert list(tmp_path.iterdir()) == []
 

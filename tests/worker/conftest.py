@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from rq.job import Job as RqJob
+from tests.engine import models
 
 from renderkiln.home.folder import DataFolder
 from renderkiln.home.ledger import Ledger
@@ -22,7 +23,6 @@ from renderkiln.home.settings import Settings
 from renderkiln.producer import RenderQueue
 from renderkiln.schema import names
 from renderkiln.schema.events import Event, parse_event
-from tests.engine import models
 
 #: A step of the tiny model takes some milliseconds, so this many take seconds: long enough to be interrupted.
 LONG = 900
@@ -107,7 +107,9 @@ class House:
         return [child.pid for child in psutil.Process(worker.pid).children()]
 
     def meta(self, job_id: str) -> dict[str, Any]:
-        return dict(RqJob.fetch(job_id, connection=self.queue.connection, serializer="rq.serializers.JSONSerializer").meta)
+        return dict(
+            RqJob.fetch(job_id, connection=self.queue.connection, serializer="rq.serializers.JSONSerializer").meta
+        )
 
     def close(self) -> None:
         for worker in self.workers:

@@ -74,7 +74,7 @@ def test_a_picture_changed_in_redis_is_refused(house: House, tmp_path: Path) -> 
     other = tmp_path / "other.png"
     Image.new("RGB", (64, 64), "blue").save(other)
     job = house.submit(init_image=picture, strength=0.5)
-    (key,) = [key for key in house.queue.connection.scan_iter("renderkiln:blob:*")]
+    (key,) = house.queue.connection.scan_iter("renderkiln:blob:*")
     house.queue.connection.set(key, other.read_bytes())
     house.start_worker()
     (result,) = list(house.queue.as_completed(job, timeout=90))

@@ -1,4 +1,4 @@
-"""What happens to work when something is killed, stopped, canceled or too late: it is never lost, and never done twice."""
+"""What happens to work when something is killed, stopped, canceled or too late: never lost, never done twice."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def test_the_first_signal_finishes_the_image_and_gives_the_rest_back(house: Hous
     done = len(_renderings(house, job.id))
     assert 1 <= done < 50
     assert house.meta(job.id).get("attempts") == 0, "a shutdown uses up no attempt"
-    assert house.queue.connection.llen(f"rq:queue:renderkiln:normal:tiny") == 1
+    assert house.queue.connection.llen("rq:queue:renderkiln:normal:tiny") == 1
 
 
 def test_the_second_signal_stops_at_once(house: House) -> None:

@@ -93,7 +93,6 @@ def test_the_supervisor_never_loads_torch(house: House) -> None:
 def test_a_model_that_gives_nan_fails_and_never_finishes(house: House) -> None:
     import torch
     from safetensors.torch import load_file, save_file
-
     from tests.engine import models
 
     broken = house.folder.models / "broken"

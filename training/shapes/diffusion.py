@@ -161,9 +161,7 @@ def train_diffusion(settings: Settings) -> None:
 
 def _train(rank: int, settings: Settings, meeting: str) -> None:
     """One of the training processes; the first also logs, saves and evaluates."""
-    logging.basicConfig(
-        level=logging.INFO if rank == 0 else logging.WARNING, format="%(asctime)s %(message)s"
-    )
+    logging.basicConfig(level=logging.INFO if rank == 0 else logging.WARNING, format="%(asctime)s %(message)s")
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=settings.processes)
     torch.manual_seed(settings.seed)
@@ -203,9 +201,7 @@ def _train(rank: int, settings: Settings, meeting: str) -> None:
         clock.tick()
         losses.append(loss.item())
         if clock.step % 100 == 0:
-            log.info(
-                "step %d loss %.4f reading %.4f %s", clock.step, np.mean(losses[-100:]), reading.item(), clock
-            )
+            log.info("step %d loss %.4f reading %.4f %s", clock.step, np.mean(losses[-100:]), reading.item(), clock)
             over = agree(clock.is_over)  # the processes' clocks differ a little; all must stop together
         if rank == 0 and (over or time.monotonic() - last_save > 180):
             last_save = time.monotonic()
@@ -265,9 +261,7 @@ def averaged(model: Model, ema: Ema) -> tuple[UNet2DConditionModel, CLIPTextMode
     return twin.unet, twin.text_encoder
 
 
-def quick_score(
-    model: Model, ema: Ema, tokenizer: CLIPTokenizer, settings: Settings, count: int = 40
-) -> None:
+def quick_score(model: Model, ema: Ema, tokenizer: CLIPTokenizer, settings: Settings, count: int = 40) -> None:
     """Let the judge look at a few held-out prompts, and keep the pictures for a person to look at."""
     from evaluate import contact_sheet, render
     from models import assemble

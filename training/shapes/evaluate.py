@@ -33,18 +33,14 @@ def render(
     for start in range(0, len(prompts), batch):
         part = prompts[start : start + batch]
         generators = [torch.Generator().manual_seed(seed + start + index) for index in range(len(part))]
-        pictures += pipeline(
-            part, num_inference_steps=steps, guidance_scale=guidance, generator=generators
-        ).images
+        pictures += pipeline(part, num_inference_steps=steps, guidance_scale=guidance, generator=generators).images
     return pictures
 
 
-def contact_sheet(
-    prompts: list[str], pictures: list[Image.Image], columns: int = 6, zoom: int = 2
-) -> Image.Image:
+def contact_sheet(prompts: list[str], pictures: list[Image.Image], columns: int = 6, zoom: int = 2) -> Image.Image:
     """The pictures in rows, enlarged, with their prompts below."""
     side = pictures[0].width * zoom
-    gap, caption = 10, 46
+    gap, caption = 10, 60
     rows = -(-len(pictures) // columns)
     sheet = Image.new("RGB", (columns * (side + gap) + gap, rows * (side + caption) + gap), (255, 255, 255))
     pen = ImageDraw.Draw(sheet)

@@ -19,9 +19,7 @@ sys.path[:0] = [str(HERE), str(HERE.parents[1] / "worker")]
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
 
     def add(name: str, help_text: str) -> argparse.ArgumentParser:
@@ -39,9 +37,7 @@ def build_parser() -> argparse.ArgumentParser:
     data = add("latents", "draw the training set and encode it")
     data.add_argument("--count", type=int, default=80_000)
 
-    diffusion = add(
-        "diffusion", "train the UNet and the text encoder; goes on from a checkpoint if there is one"
-    )
+    diffusion = add("diffusion", "train the UNet and the text encoder; goes on from a checkpoint if there is one")
     diffusion.add_argument("--minutes", type=float, default=75)
     diffusion.add_argument("--batch", type=int, default=32)
     diffusion.add_argument("--peak", type=float, default=1e-3, help="highest learning rate")

@@ -87,7 +87,7 @@ class RenderSpec(Frozen):
             raise ValueError("strength needs an init_image to start from")
         if self.init_image is not None and int(self.num_inference_steps * self.strength) < 1:
             raise ValueError(
-                f"strength {self.strength:g} of {self.num_inference_steps} steps leaves no step to render: raise one of them"
+                f"strength {self.strength:g} of {self.num_inference_steps} steps leaves no step: raise one of them"
             )
         return self
 

@@ -97,8 +97,7 @@ def _say_what_is_missing() -> None:
     missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         raise WorkerUnavailableError(
-            f"a worker needs {', '.join(missing)}, which the base install leaves out: "
-            "pip install 'renderkiln[worker]'"
+            f"a worker needs {', '.join(missing)}, which the base install leaves out: pip install 'renderkiln[worker]'"
         )
 
 

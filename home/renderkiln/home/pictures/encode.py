@@ -34,9 +34,7 @@ _MAX_PIECE = 65_000
 _APP0, _APP1, _APP9 = 0xE0, 0xE1, 0xE9
 
 
-def encode(
-    rgb: bytes, width: int, height: int, image_format: ImageFormat, metadata: PictureMetadata
-) -> bytes:
+def encode(rgb: bytes, width: int, height: int, image_format: ImageFormat, metadata: PictureMetadata) -> bytes:
     """The file for 8-bit RGB pixels, row by row from the top: `len(rgb) == width * height * 3`.
 
     Raises:

@@ -31,9 +31,7 @@ class PictureMetadata(Frozen):
     model_info: Short = Field("", description="Which model it was: its source, its weights' digest.")
     engine: Short = Field("", description="What rendered it: coreml or torch.")
     device: Short = Field("", description="What it ran on: mps, cuda, cpu or a Core ML compute unit.")
-    versions: dict[Short, Short] = Field(
-        default_factory=dict, description="Libraries that decide the pixels."
-    )
+    versions: dict[Short, Short] = Field(default_factory=dict, description="Libraries that decide the pixels.")
 
     @model_validator(mode="after")
     def _digest_fits(self) -> Self:

@@ -73,8 +73,7 @@ def read_limited(path: Path, limit: int) -> bytes:
                 raise ImageInputError(f"{name} is not a regular file; save the picture to a file first")
             if info.st_size > limit:
                 raise ImageInputError(
-                    f"{name} has {megabytes(info.st_size)}; "
-                    f"a picture may have {megabytes(limit)}. Save it smaller."
+                    f"{name} has {megabytes(info.st_size)}; a picture may have {megabytes(limit)}. Save it smaller."
                 )
             with os.fdopen(handle, "rb", closefd=False) as file:
                 data = file.read(limit + 1)

@@ -125,9 +125,7 @@ def _fitted(entry: SheetEntry, tile: int | None) -> tuple[Image.Image | None, Sh
     return picture, entry
 
 
-def _page(
-    tiles: list[tuple[Image.Image | None, SheetEntry]], tile: int, columns: int | None, title: str
-) -> bytes:
+def _page(tiles: list[tuple[Image.Image | None, SheetEntry]], tile: int, columns: int | None, title: str) -> bytes:
     across = columns or min(MAX_COLUMNS, math.ceil(math.sqrt(len(tiles) * 1.5)))
     across = max(1, min(across, MAX_TILES, len(tiles) or 1))
     down = math.ceil(len(tiles) / across)

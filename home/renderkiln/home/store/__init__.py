@@ -174,7 +174,5 @@ def _checked(relative: str) -> str:
     for part in relative.split("/"):
         is_odd = any(char in '\\:*?"<>|' or ord(char) < 32 or ord(char) == 127 for char in part)
         if not part or part.startswith(".") or is_odd or len(part.encode("utf-8", "replace")) > 255:
-            raise StoreError(
-                f"{relative!r} is not a name for a file in a store; use one such as 'batch/1.png'"
-            )
+            raise StoreError(f"{relative!r} is not a name for a file in a store; use one such as 'batch/1.png'")
     return relative

@@ -46,9 +46,7 @@ def draw(
     inside = (radius + MARGIN, 1 - radius - MARGIN)
     x, y = (min(max(value, inside[0]), inside[1]) for value in (x, y))
     mask = shape_mask(str(drawing.shape), size, x, y, radius)
-    return Image.composite(
-        Image.new("RGB", (size, size), color), Image.new("RGB", (size, size), background), mask
-    )
+    return Image.composite(Image.new("RGB", (size, size), color), Image.new("RGB", (size, size), background), mask)
 
 
 def vary_color(color: tuple[int, int, int], rng: random.Random, amount: float) -> tuple[int, int, int]:
@@ -167,8 +165,6 @@ def crowded_picture(size: int, rng: random.Random) -> Image.Image:
     for _ in range(rng.randint(3, 7)):
         color = rng.choice([name for name in COLORS if name != ground])
         radius = rng.uniform(0.11, 0.24)
-        mask = shape_mask(
-            rng.choice(list(OUTLINES)), size, rng.uniform(0.1, 0.9), rng.uniform(0.1, 0.9), radius
-        )
+        mask = shape_mask(rng.choice(list(OUTLINES)), size, rng.uniform(0.1, 0.9), rng.uniform(0.1, 0.9), radius)
         picture.paste(vary_color(COLORS[color], rng, 8), (0, 0), mask)
     return picture

@@ -188,9 +188,7 @@ def matches(prompt: str | Drawing, image: Image.Image, box: Box = WHOLE) -> Matc
         value = getattr(wanted, name)
         return None if value is None else bool(value == getattr(seen, name))
 
-    return Match(
-        compare("shape"), compare("color"), compare("background"), compare("size"), compare("position"), seen
-    )
+    return Match(compare("shape"), compare("color"), compare("background"), compare("size"), compare("position"), seen)
 
 
 def score(pairs: Iterable[tuple[str | Drawing, Image.Image]]) -> Score:

@@ -1,4 +1,4 @@
-"""One attempt at a job: drive the renderer, write and record each picture while the next is rendered, keep the deadline.
+"""One attempt at a job: drive the renderer, write and record each picture while the next renders, keep the deadline.
 
 The order for each picture is file first, row second: a crash between the two leaves a file that the next attempt writes
 again with the same bytes, never a row without a file.
@@ -6,6 +6,7 @@ again with the same bytes, never a row without a file.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import time
@@ -31,7 +32,7 @@ GRACE = 15.0
 
 
 class Signals:
-    """What may interrupt an attempt from outside: set from signal handlers and RQ's command thread, read by the attempt.
+    """What may interrupt an attempt: set by signal handlers and RQ's command thread, read by the attempt.
 
     Setting one wakes the attempt through a pipe at once.
     """
@@ -50,17 +51,13 @@ class Signals:
         return self._read
 
     def wake(self) -> None:
-        try:
+        with contextlib.suppress(BlockingIOError):  # full: it will be woken anyway
             os.write(self._write, b"!")
-        except BlockingIOError:
-            pass  # full: it will be woken anyway
 
     def drain(self) -> None:
-        try:
+        with contextlib.suppress(BlockingIOError):
             while os.read(self._read, 4096):
-                pass
-        except BlockingIOError:
-            pass
+                continue
 
     def close(self) -> None:
         os.close(self._read)
@@ -114,7 +111,7 @@ def run_attempt(job: Job, execution_id: str, around: Surroundings) -> Outcome:
             _Rendering(job, execution_id, store, around, outcome).run(missing)
     except errors.CanceledError:
         outcome.canceled = True
-    except _GiveBack:
+    except _GivenBackError:
         outcome.given_back = True
     except errors.RenderkilnError as error:
         outcome.failure = Failure(kind=error.kind, message=str(error))
@@ -157,7 +154,7 @@ def _is_there(store: Store, image: ImageResult) -> bool:
         return False  # of another store than this job's, or not to be seen: render it
 
 
-class _GiveBack(Exception):
+class _GivenBackError(Exception):
     """The attempt ends because the worker does; the job goes back as it came."""
 
 
@@ -216,7 +213,7 @@ class _Rendering:
         elif now >= self._deadline:
             self._stop(errors.DeadlinePassedError)
         elif signals.stop_now:
-            self._stop(_GiveBack)
+            self._stop(_GivenBackError)
         elif signals.stop_after_image and not self._after_image:
             self._after_image = True
             self._renderer.send(Cancel(after_image=True))
@@ -248,7 +245,7 @@ class _Rendering:
             raise errors.DeadlinePassedError(f"the job was not done within its timeout of {self._timeout:g} s.")
         if self._stopping is errors.CanceledError:
             raise errors.CanceledError("canceled")
-        raise _GiveBack
+        raise _GivenBackError
 
     def _write(self, picture: Picture) -> None:
         job, spec = self._job, self._job.image_spec(picture.k)

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from multiprocessing.connection import Connection, wait
+from typing import Any
 
 from renderkiln.schema.errors import RendererDiedError
 from renderkiln.worker.protocol import FromRenderer, RendererConfig, ToRenderer
@@ -19,13 +20,13 @@ log = logging.getLogger("renderkiln.supervisor")
 
 
 class Renderer:
-    """One renderer process at a time. Spawned as a new interpreter, never forked: Apple's frameworks crash in a fork."""
+    """One renderer process at a time: a new interpreter, never a fork, in which Apple's frameworks crash."""
 
     def __init__(self, config: RendererConfig, on_start: Callable[[Renderer], None] = lambda renderer: None) -> None:
         self._config = config
         self._on_start = on_start
         self._process: subprocess.Popen[bytes] | None = None
-        self._connection: Connection | None = None
+        self._connection: Any = None  # a multiprocessing Connection, or None while no renderer runs
 
     @property
     def pid(self) -> int | None:
@@ -66,7 +67,8 @@ class Renderer:
         try:
             if not self._pipe().poll(timeout):
                 return None
-            return self._pipe().recv()
+            message: FromRenderer = self._pipe().recv()
+            return message
         except (EOFError, OSError):
             raise self._died() from None
 
@@ -76,7 +78,8 @@ class Renderer:
             pipe = self._pipe()
             if pipe not in wait([pipe, other], timeout):
                 return None
-            return pipe.recv()
+            message: FromRenderer = pipe.recv()
+            return message
         except (EOFError, OSError):
             raise self._died() from None
 
@@ -103,7 +106,7 @@ class Renderer:
         except subprocess.TimeoutExpired:
             self.kill()
 
-    def _pipe(self) -> Connection:
+    def _pipe(self) -> Any:
         if self._connection is None:
             raise RendererDiedError("the renderer is not running.")
         return self._connection

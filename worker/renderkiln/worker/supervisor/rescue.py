@@ -11,6 +11,7 @@ import logging
 import socket
 import time
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import psutil
 import redis
@@ -26,7 +27,7 @@ log = logging.getLogger("renderkiln.supervisor")
 
 
 def rescue(
-    connection: redis.Redis,
+    connection: Any,
     queues: Iterable[Queue],
     worker_key: Callable[[str], str],
     set_aside: Callable[[RqJob, Queue], None],
@@ -35,6 +36,7 @@ def rescue(
     """Puts abandoned jobs back to the front of their queues; how many. A job rescued too often is set aside.
 
     Args:
+        connection: a Redis client that answers in bytes.
         worker_key: the Redis key of a worker of this name.
         set_aside: writes the end of a job that was rescued too often.
         patience: seconds for which a job may sit between being taken and being registered before it counts as stuck.
@@ -50,7 +52,7 @@ def rescue(
     return count
 
 
-def _worker_is_gone(connection: redis.Redis, job_id: str, worker_key: Callable[[str], str]) -> bool:
+def _worker_is_gone(connection: Any, job_id: str, worker_key: Callable[[str], str]) -> bool:
     """Whether the job's worker ran on this machine and its process is no more. Elsewhere only the lease can tell."""
     name = connection.hget(RqJob.key_for(job_id), "worker_name")
     if not name:
@@ -62,7 +64,7 @@ def _worker_is_gone(connection: redis.Redis, job_id: str, worker_key: Callable[[
 
 
 def _put_back(
-    connection: redis.Redis,
+    connection: Any,
     queue: Queue,
     job_id: str,
     execution_id: str,
@@ -102,7 +104,7 @@ def _put_back(
     return True
 
 
-def _rescue_intermediate(connection: redis.Redis, queue: Queue, patience: float) -> int:
+def _rescue_intermediate(connection: Any, queue: Queue, patience: float) -> int:
     count = 0
     for raw in connection.lrange(queue.intermediate_queue_key, 0, -1):
         job_id = raw.decode()

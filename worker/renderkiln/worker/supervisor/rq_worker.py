@@ -13,6 +13,7 @@ What is different from RQ's own, and why, job by job:
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import random
 import signal
@@ -64,7 +65,7 @@ class Current:
     execution: Execution
 
 
-class RenderWorker(SimpleWorker):
+class RenderWorker(SimpleWorker):  # type: ignore[misc]  # RQ is untyped to us
     """Takes jobs from the queues and has each attempted by `attempt(current)`.
 
     Args:
@@ -175,17 +176,13 @@ class RenderWorker(SimpleWorker):
             step=step.step,
             num_steps=step.num_steps,
         )
-        try:
+        with contextlib.suppress(redis.RedisError):
             self.connection.publish(names.PROGRESS, progress.model_dump_json())
-        except redis.RedisError:
-            pass
 
     def publish_image(self, job: Job, image: ImageResult) -> None:
         event = ImageDone(time=time.time(), job_id=job.id, batch=job.batch, worker=self.name, image=image)
-        try:
+        with contextlib.suppress(redis.RedisError):  # the ledger has it, and so will the job's result
             _publish(self.connection, event)
-        except redis.RedisError:
-            pass  # the ledger has it, and so will the job's result
 
     # Taking jobs.
 
@@ -263,7 +260,8 @@ class RenderWorker(SimpleWorker):
             asked = read_payload(job.data)
         except InvalidSpecError as error:
             log.warning("job %s in %s is refused: %s", job.id, queue.name, error)
-            self._until_redis_answers(lambda: self._refuse(job, queue, Failure(kind=error.kind, message=str(error))))
+            failure = Failure(kind=error.kind, message=str(error))
+            self._until_redis_answers(lambda: self._refuse(job, queue, failure))
             return
         number = int(job.meta.get("attempts", 0)) + 1
         job.meta["attempts"] = number
@@ -357,9 +355,7 @@ class RenderWorker(SimpleWorker):
             event: Event = (
                 Ended(time=now, result=result)
                 if final
-                else Returned(
-                    time=now, job_id=rq_job.id, batch=result.batch, worker=self.name, failure=outcome.failure
-                )
+                else Returned(time=now, job_id=rq_job.id, batch=result.batch, worker=self.name, failure=outcome.failure)
             )
             _publish(pipe, event)
             try:
@@ -440,6 +436,4 @@ class RenderWorker(SimpleWorker):
 
 
 def _publish(connection: Any, event: Event) -> None:
-    connection.xadd(
-        names.EVENTS, {"event": event.model_dump_json()}, maxlen=names.EVENTS_LENGTH, approximate=True
-    )
+    connection.xadd(names.EVENTS, {"event": event.model_dump_json()}, maxlen=names.EVENTS_LENGTH, approximate=True)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import socket
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import redis
 
@@ -57,7 +59,7 @@ def run_worker(settings: Settings, connection: Connection, options: WorkerOption
 class _Service:
     def __init__(self, settings: Settings, connection: Connection, options: WorkerOptions) -> None:
         self._settings = settings
-        self._redis: redis.Redis = connection.redis
+        self._redis: Any = connection.redis
         self._options = options
         self._folder = DataFolder(settings.data_dir).ensure()
         self._models = _models(self._folder, options.models)
@@ -67,7 +69,7 @@ class _Service:
         self._ledger = Ledger(self._folder.ledger)
         self._name = options.name or f"{socket.gethostname().split('.')[0]}-{os.getpid()}"
         self._started_at = time.time()
-        self._device = settings.device
+        self._device: str = settings.device
         self._signals = Signals()
         config = RendererConfig(str(settings.data_dir), settings.engine, settings.device, settings.dtype)
         self._renderer = Renderer(config, on_start=self._send_warm_up)
@@ -106,10 +108,8 @@ class _Service:
             return bool(self._worker.work(burst=self._options.burst, logging_level="WARNING"))
         finally:
             self._renderer.close()
-            try:
+            with contextlib.suppress(redis.RedisError):  # it would expire by itself
                 self._redis.delete(names.worker(self._name))
-            except redis.RedisError:
-                pass  # it expires by itself
             self._ledger.worker_ended(self._name)
             self._ledger.close()
             self._signals.close()

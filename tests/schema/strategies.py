@@ -1,0 +1,50 @@
+"""Hypothesis strategies for specs and jobs that are valid."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hypothesis import strategies as st
+
+from renderkiln.schema import JobOptions, RenderSpec, parse_spec
+from renderkiln.schema.schedulers import known_names
+
+texts = st.text(st.characters(codec="utf-8", exclude_characters="\x00"), max_size=20)
+refs = st.sampled_from("0123456789abcdef").map(lambda digit: "sha256:" + digit * 64)
+sides = st.none() | st.integers(1, 512).map(lambda eighths: eighths * 8)
+
+
+@st.composite
+def specs(draw: st.DrawFn) -> RenderSpec:
+    fields: dict[str, Any] = {
+        "model": draw(st.sampled_from(["shapes", "owner/a-model.v1"])),
+        "revision": draw(st.none() | st.sampled_from(["main", "refs/pr/1"])),
+        "prompt": draw(texts),
+        "negative_prompt": draw(texts),
+        "seed": draw(st.integers(0, 2**32 - 1)),
+        "num_inference_steps": draw(st.integers(20, 1000)),
+        "guidance_scale": draw(st.floats(0, 50)),
+        "scheduler": draw(st.none() | st.sampled_from(known_names())),
+        "width": draw(sides),
+        "height": draw(sides),
+        "rng": draw(st.sampled_from(["torch", "numpy"])),
+        "clip_skip": draw(st.none() | st.integers(1, 12)),
+        "safety_checker": draw(st.booleans()),
+    }
+    if draw(st.booleans()):
+        fields["init_image"] = draw(refs)
+        fields["strength"] = draw(st.floats(0.1, 1))
+        fields["mask_image"] = draw(st.none() | refs)
+    return parse_spec(fields)
+
+
+options = st.builds(
+    JobOptions,
+    num_images=st.integers(1, 10_000),
+    priority=st.sampled_from(["high", "normal", "low"]),
+    labels=st.dictionaries(st.text("abc", max_size=5), st.text("abc", max_size=5), max_size=3),
+    max_attempts=st.integers(1, 20),
+    timeout=st.none() | st.floats(0.5, 1000),
+    image_format=st.sampled_from(["png", "jpeg", "webp"]),
+    store=st.none() | st.sampled_from(["/renders", "s3://bucket/a"]),
+)
