@@ -13,12 +13,17 @@ from pathlib import Path
 
 import pytest
 import redis
+from hypothesis import settings as hypothesis_settings
 from tests.fakes import reap
 
 from renderkiln.home.folder import DataFolder
 from renderkiln.home.server import EmbeddedServer
 from renderkiln.home.settings import Settings, load
 from renderkiln.producer import RenderQueue
+
+# A busy machine is slow now and then: how long an example takes says nothing about the code.
+hypothesis_settings.register_profile("renderkiln", deadline=None)
+hypothesis_settings.load_profile("renderkiln")
 
 
 @pytest.fixture

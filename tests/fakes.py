@@ -5,6 +5,7 @@ And what else the tests of several folders do to Redis and to servers.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -156,10 +157,8 @@ def job_keys(connection: redis.Redis) -> list[bytes]:
 
 def reap(pid: int) -> None:
     """Waits for a child that `Popen` was told to forget."""
-    try:
+    with contextlib.suppress(ChildProcessError):  # another process may have started it
         os.waitpid(pid, 0)
-    except ChildProcessError:
-        pass  # another process started it
 
 
 def kill_server(server: EmbeddedServer) -> None:

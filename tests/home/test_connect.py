@@ -52,7 +52,7 @@ def test_where_nobody_listens_that_is_said_soon() -> None:
         taken.bind(("127.0.0.1", 0))
         port = taken.getsockname()[1]  # bound and not listened on: nobody else gets it, and nobody answers
         began = time.monotonic()
-        with pytest.raises(ServerUnavailableError, match="does not answer.*RENDERKILN_REDIS_URL") as caught:
+        with pytest.raises(ServerUnavailableError, match=r"does not answer.*RENDERKILN_REDIS_URL") as caught:
             connect(Settings(redis_url=f"redis://:secret@127.0.0.1:{port}"))
     assert caught.value.exit_code == 3
     assert "secret" not in str(caught.value)
@@ -65,11 +65,10 @@ def test_a_wrong_password_is_told_from_an_absent_server(
     server = own_server(tmp_path / "data")
     server.ensure_running()
     server.client().config_set("requirepass", "right")
-    where = server.status
     path = tmp_path / "data" / "server" / "valkey.sock"
     try:
         for url in (f"unix://:wrong-secret@{path}", f"unix://{path}"):
-            with pytest.raises(ServerUnavailableError, match="refuses us.*Check user and password") as caught:
+            with pytest.raises(ServerUnavailableError, match=r"refuses us.*Check user and password") as caught:
                 connect(Settings(redis_url=url))
             assert "wrong-secret" not in str(caught.value)
         found = connect(Settings(redis_url=f"unix://:right@{path}"))
@@ -77,7 +76,6 @@ def test_a_wrong_password_is_told_from_an_absent_server(
     finally:
         redis.Redis(unix_socket_path=str(path), password="right").config_set("requirepass", "")
     found.redis.close()
-    assert where().running
 
 
 def test_a_server_that_speaks_something_else_does_not_answer() -> None:

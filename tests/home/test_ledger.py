@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sqlite3
 import subprocess
@@ -192,10 +193,10 @@ def test_processes_that_open_a_new_ledger_and_write_at_once_all_get_their_turn(
     tmp_path: Path, open_ledger: Callable[[Path], Ledger]
 ) -> None:
     path = tmp_path / "ledger.db"
-    writers = [subprocess.Popen([sys.executable, "-c", WRITE, path, f"w{number}"]) for number in range(3)]
-    assert [writer.wait() for writer in writers] == [0, 0, 0]
+    writers = [subprocess.Popen([sys.executable, "-c", WRITE, path, f"w{number}"]) for number in range(2)]
+    assert [writer.wait() for writer in writers] == [0, 0]
     counts = open_ledger(path).counts()
-    assert (counts["jobs"], counts["attempts"], counts["workers"], counts["jobs finished"]) == (90, 90, 3, 90)
+    assert (counts["jobs"], counts["attempts"], counts["workers"], counts["jobs finished"]) == (60, 60, 2, 60)
 
 
 def test_a_reader_does_not_wait_for_a_writer(ledger: Ledger) -> None:
@@ -218,7 +219,9 @@ def test_a_ledger_of_a_later_version_is_refused_and_left_alone(tmp_path: Path, l
     assert ledger.counts()["workers"] == 1
 
 
-@pytest.mark.parametrize("content", [b"this is no database, whatever its name says\n" * 200, b"SQLite format 3\x00" + b"x" * 5000])
+@pytest.mark.parametrize(
+    "content", [b"this is no database, whatever its name says\n" * 200, b"SQLite format 3\x00" + b"x" * 5000]
+)
 def test_a_file_that_is_no_ledger_is_refused_and_left_alone(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "ledger.db"
     path.write_bytes(content)
@@ -248,13 +251,15 @@ def test_a_damaged_page_is_an_error_of_ours(ledger: Ledger, tmp_path: Path) -> N
     for number in range(50):
         ledger.attempt_started(a_job(f"cat {number}" * 50, index=number), f"e{number}", 1, "mini-1")
     ledger.close()
-    size = os.path.getsize(ledger.path)
+    size = ledger.path.stat().st_size
     with ledger.path.open("r+b") as file:
         file.seek(4096 * 3)
         file.write(os.urandom(size - 4096 * 3))
-    with pytest.raises(LedgerError):  # on opening or on reading, whichever comes to the page first
+
+    def read() -> None:
         damaged = Ledger(ledger.path)
-        try:
+        with contextlib.closing(damaged):
             list(damaged.batch_results("cats-1"))
-        finally:
-            damaged.close()
+
+    with pytest.raises(LedgerError):  # on opening or on reading, whichever comes to the page first
+        read()

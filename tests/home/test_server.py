@@ -12,11 +12,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from tests.fakes import kill_server
 
 from renderkiln.home.folder import DataFolder
 from renderkiln.home.server import EmbeddedServer
 from renderkiln.schema.errors import ServerUnavailableError, SettingsError
-from tests.fakes import kill_server
 
 Make = Callable[[Path], EmbeddedServer]
 START = "import sys; from pathlib import Path; from renderkiln.home.folder import DataFolder; "
@@ -164,7 +164,7 @@ def test_it_is_stopped_when_nobody_else_is_connected(tmp_path: Path, own_server:
 
 def test_a_file_where_the_data_folder_should_be_is_said(tmp_path: Path, own_server: Make) -> None:
     (tmp_path / "data").write_text("")
-    with pytest.raises(SettingsError, match="cannot be made.*--data-dir"):
+    with pytest.raises(SettingsError, match=r"cannot be made.*--data-dir"):
         own_server(tmp_path / "data").ensure_running()
 
 

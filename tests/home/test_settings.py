@@ -43,7 +43,7 @@ def test_every_setting_is_explained() -> None:
 
 def test_a_misspelt_variable_is_an_error_with_the_nearest_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RENDERKILN_REDIS_ULR", "redis://x")
-    with pytest.raises(SettingsError, match="RENDERKILN_REDIS_ULR.*Did you mean 'RENDERKILN_REDIS_URL'"):
+    with pytest.raises(SettingsError, match=r"RENDERKILN_REDIS_ULR.*Did you mean 'RENDERKILN_REDIS_URL'"):
         load()
 
 

@@ -72,9 +72,10 @@ def test_the_right_function_with_any_text_is_refused(text: str) -> None:
 def test_a_job_with_any_value_in_any_field_is_a_job_or_refused(field: str, value: Any) -> None:
     data = call(arguments=[json.dumps(json.loads(JOB.to_json()) | {field: value})])
     try:
-        assert isinstance(read_payload(data), Job)
+        said = read_payload(data).to_json()
     except InvalidSpecError as error:
-        assert len(str(error)) < 2000
+        said = str(error)
+    assert 0 < len(said) < 2000
 
 
 @pytest.mark.parametrize("function", ["os.system", "builtins.eval", "renderkiln.render.again", "", None, 5, ["os"], {}])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import chain
 
 from renderkiln.home.pictures.naming import batch_folder
 from renderkiln.home.pictures.read import read_metadata
@@ -19,9 +20,13 @@ def write_contact_sheets(queue: RenderQueue, batch: str, store: str) -> list[str
 
     A batch of which nothing has ended yet gets none.
     """
+    entries = _entries(queue, batch)
+    first = next(entries, None)
+    if first is None:
+        return []
     target = Store(store)
     urls = []
-    for page, data in enumerate(contact_sheets(_entries(queue, batch), title=batch), start=1):
+    for page, data in enumerate(contact_sheets(chain([first], entries), title=batch), start=1):
         name = "contact-sheet.png" if page == 1 else f"contact-sheet-{page}.png"
         urls.append(target.put(f"{batch_folder(batch)}/{name}", data).url)
     return urls

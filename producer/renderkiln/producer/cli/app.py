@@ -21,7 +21,6 @@ app = typer.Typer(
     name="renderkiln",
     help="Render prompt lists with Stable Diffusion, overnight or on a fleet of Macs.",
     epilog='Start with: renderkiln render "a red circle on a white background"',
-    no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     rich_markup_mode=None,
@@ -55,7 +54,7 @@ def main() -> None:
         sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that cannot show a prompt gets it escaped
     try:
         try:
-            app()
+            app(prog_name="renderkiln")
         finally:
             sys.stdout.flush()
     except RenderkilnError as error:

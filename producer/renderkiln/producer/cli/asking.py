@@ -24,7 +24,7 @@ def add_commands(app: typer.Typer) -> None:
 def submit(
     prompts: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[PROMPT_OR_LIST]", help=PROMPTS_HELP, show_default=False),
+        typer.Argument(metavar="PROMPT_OR_LIST", help=PROMPTS_HELP, show_default=False),
     ] = None,
     *,
     request: RequestOptions,
@@ -101,7 +101,7 @@ def print_plan(prepared: Prepared, as_json: bool) -> None:
 
 
 def cancel(
-    what: Annotated[list[str], typer.Argument(metavar="BATCH_OR_JOB...", help="Batches or jobs.")],
+    what: Annotated[list[str], typer.Argument(metavar="BATCH_OR_JOB", help="Batches or jobs.")],
     data_dir: DataDir = None,
     as_json: AsJson = False,
 ) -> None:
@@ -118,7 +118,7 @@ def cancel(
 
 
 def retry(
-    what: Annotated[list[str], typer.Argument(metavar="BATCH_OR_JOB...", help="Batches or jobs.")],
+    what: Annotated[list[str], typer.Argument(metavar="BATCH_OR_JOB", help="Batches or jobs.")],
     data_dir: DataDir = None,
     as_json: AsJson = False,
 ) -> None:

@@ -23,7 +23,7 @@ def add_commands(app: typer.Typer) -> None:
 
 
 def status(
-    what: Annotated[str | None, typer.Argument(metavar="[BATCH_OR_JOB]", help="Empty: everything.")] = None,
+    what: Annotated[str | None, typer.Argument(metavar="BATCH_OR_JOB", help="Empty: everything.")] = None,
     data_dir: DataDir = None,
     as_json: AsJson = False,
 ) -> None:
@@ -50,25 +50,21 @@ def status(
     if as_json:
         print(json.dumps({"batches": batches, "workers": workers}))
         return
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console()
-    table = Table("batch", "submitted", "images", "queued", "started", "finished", "failed", "canceled", box=None)
+    # Not a table of rich's: it would cut a batch's name short to fit the terminal, and names are there to be copied.
+    columns = ("images", "queued", "started", "finished", "failed", "canceled")
+    width = max([len("batch"), *(len(str(row["batch"])) for row in batches)])
+    if batches:
+        print(f"{'batch':<{width}}  {'submitted':<16}  {'  '.join(f'{name:>8}' for name in columns)}")
+    else:
+        print("no batches yet: queue some with `renderkiln submit prompts.txt`")
     for row in batches:
         when = datetime.fromtimestamp(float(row["created_at"])).strftime("%Y-%m-%d %H:%M")
-        counts = [str(row[name]) for name in ("images", "queued", "started", "finished", "failed", "canceled")]
-        table.add_row(str(row["batch"]), when, *counts)
-    console.print(table if batches else "no batches yet: renderkiln submit prompts.txt")
+        print(f"{row['batch']:<{width}}  {when}  {'  '.join(f'{row[name]:>8,}' for name in columns)}")
     for worker in workers:
-        console.print(
-            f"worker {worker['name']}: {worker['state']}, {worker['engine']} on {worker['device']}, "
-            f"models {', '.join(worker['models'])}",
-            markup=False,
-            highlight=False,
-        )
+        about = f"{worker['state']}, {worker['engine']} on {worker['device']}"
+        print(f"worker {worker['name']}: {about}, models {', '.join(worker['models'])}")
     if not workers:
-        console.print("no worker is up: renderkiln worker")
+        print("no worker is up: start one with `renderkiln worker`")
 
 
 def _batch_status(queue: Any, batch: str) -> Any:
@@ -87,7 +83,7 @@ def _status_row(status: Any) -> dict[str, Any]:
 
 
 def watch(
-    batch: Annotated[str | None, typer.Argument(metavar="[BATCH]", help="Empty: the newest one.")] = None,
+    batch: Annotated[str | None, typer.Argument(metavar="BATCH", help="Empty: the newest one.")] = None,
     data_dir: DataDir = None,
 ) -> None:
     """Follow a batch until it is done.

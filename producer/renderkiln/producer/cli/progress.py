@@ -33,7 +33,7 @@ def _bars(console: Console, views: Iterable[BatchView]) -> None:
         TextColumn("{task.fields[rate]}", markup=False),
     )
     with Progress(*columns, console=console, transient=True) as progress:
-        total = progress.add_task("images", rate="")
+        total = progress.add_task("images", total=None, rate="")
         tasks: dict[str, TaskID] = {}
         for view in views:
             progress.update(total, completed=view.images_done, total=view.num_images, rate=_rate(view))

@@ -33,7 +33,7 @@ def add_commands(app: typer.Typer) -> None:
 def render(
     prompts: Annotated[
         list[str],
-        typer.Argument(metavar="PROMPT_OR_LIST...", help=PROMPTS_HELP),
+        typer.Argument(metavar="PROMPT_OR_LIST", help=PROMPTS_HELP),
     ],
     *,
     request: RequestOptions,

@@ -1,0 +1,130 @@
+"""`renderkiln render`, as a person at a terminal runs it: all of it real, Ctrl-C included."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from renderkiln.home.pictures.read import read_metadata
+from renderkiln.worker.demo.judge import judge
+
+from .conftest import House
+
+
+def _command(house: House, *arguments: str) -> list[str]:
+    return [sys.executable, "-m", "renderkiln.producer", *arguments, "--data-dir", str(house.settings.data_dir)]
+
+
+def _environment() -> dict[str, str]:
+    return os.environ | {"OMP_NUM_THREADS": "1", "RENDERKILN_DEVICE": "cpu"}
+
+
+def _run(house: House, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        _command(house, *arguments), env=_environment(), cwd=house.settings.data_dir, capture_output=True, text=True
+    )
+
+
+def _render(house: House, *arguments: str) -> dict[str, Any]:
+    done = _run(house, "render", *arguments, "--out", str(house.pictures), "--json")
+    assert done.returncode == 0, done.stderr
+    report: dict[str, Any] = json.loads(done.stdout)
+    return report
+
+
+def test_a_list_comes_out_as_pictures_that_match_its_prompts(house: House, tmp_path: Path) -> None:
+    prompts = tmp_path / "three.txt"
+    prompts.write_text("a large red circle on a white background\na large blue star on a yellow background\n")
+    report = _render(house, str(prompts))
+    assert report["finished"] is True
+    seen = []
+    for job in report["jobs"]:
+        (image,) = job["images"]
+        with Image.open(image["url"]) as picture:
+            verdict = judge(picture)
+        seen.append((verdict.color, verdict.shape, verdict.background))
+    assert seen == [("red", "circle", "white"), ("blue", "star", "yellow")]
+    (sheet,) = report["contact_sheets"]
+    with Image.open(sheet) as picture:
+        assert picture.width > 128
+
+    # The same again: nothing is left to do, and nothing is rendered.
+    again = _render(house, str(prompts))
+    assert again["batch"] == report["batch"]
+    assert again["jobs"] == report["jobs"]
+
+    # The same picture once more, from what stands inside it.
+    first = Path(report["jobs"][0]["images"][0]["url"])
+    shown = _run(house, "show", str(first), "--json")
+    spec = read_metadata(first).spec
+    assert spec is not None
+    assert json.loads(shown.stdout)["spec"] == spec.model_dump(mode="json")
+    submitted = _run(house, "submit", "--like", str(first), "--again", "--json", "--out", str(house.pictures))
+    assert submitted.returncode == 0, submitted.stderr
+    batch = json.loads(submitted.stdout)["batch"]
+    worker = subprocess.run(
+        _command(house, "worker", "--burst", "--out", str(house.pictures)),
+        env=_environment(),
+        capture_output=True,
+        text=True,
+    )
+    assert worker.returncode == 0, worker.stderr
+    (remade,) = (house.pictures / batch).glob("*.png")
+    assert remade.read_bytes() == first.read_bytes()
+
+
+def test_ctrl_c_stops_cleanly_says_how_to_go_on_and_the_same_command_does(house: House, tmp_path: Path) -> None:
+    prompts = tmp_path / "night.txt"
+    prompts.write_text("".join(f"prompt {n}\n" for n in range(12)))
+    arguments = ["render", str(prompts), "--model", "tiny", "--num-inference-steps", "60", "--out", str(house.pictures)]
+    running = subprocess.Popen(
+        _command(house, *arguments), env=_environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    house.wait_for("image", count=2)
+    running.send_signal(signal.SIGINT)
+    output, errors = running.communicate(timeout=90)
+    assert running.returncode == 130, errors
+    assert "nothing is lost" in errors
+    assert "renderkiln render" in errors
+    assert "contact sheet" in output
+    before = {path: path.stat().st_mtime_ns for path in house.pictures.rglob("0*.png")}
+    assert 2 <= len(before) < 12
+
+    done = _run(house, *arguments)
+    assert done.returncode == 0, done.stderr
+    after = {path: path.stat().st_mtime_ns for path in house.pictures.rglob("0*.png")}
+    assert len(after) == 12
+    assert {path: after[path] for path in before} == before, "what was there is not written again"
+    ledger = house.ledger()
+    counts = ledger.counts()
+    ledger.close()
+    assert (counts["jobs finished"], counts["images"]) == (12, 12)
+
+
+@pytest.mark.parametrize("task", ["img2img", "inpaint"])
+def test_a_picture_to_start_from(house: House, tmp_path: Path, task: str) -> None:
+    start = Image.new("RGB", (64, 64), (45, 210, 235))
+    start.save(tmp_path / "start.png")
+    mask = Image.new("L", (64, 64), 0)
+    mask.paste(255, (0, 0, 32, 64))
+    mask.save(tmp_path / "mask.png")
+    flags = ["--init-image", str(tmp_path / "start.png"), "--strength", "0.9"]
+    if task == "inpaint":
+        flags += ["--mask-image", str(tmp_path / "mask.png")]
+    report = _render(house, "a red circle on the left on a cyan background", *flags)
+    (image,) = report["jobs"][0]["images"]
+    with Image.open(image["url"]) as picture:
+        made = picture.convert("RGB")
+    verdict = judge(made)
+    assert (verdict.color, verdict.shape, verdict.background) == ("red", "circle", "cyan")
+    if task == "inpaint":
+        kept = (32, 0, 64, 64)
+        assert made.crop(kept).tobytes() == start.crop(kept).tobytes()
