@@ -41,7 +41,8 @@ def specs(draw: st.DrawFn, prompts: st.SearchStrategy[str] = texts) -> RenderSpe
     }
     if draw(st.booleans()):
         fields["init_image"] = draw(refs)
-        fields["strength"] = draw(st.floats(0, 1, exclude_min=True))
+        # At least one step is left of those asked for.
+        fields["strength"] = draw(st.floats(min(1.0, 1.01 / fields["num_inference_steps"]), 1))
         fields["mask_image"] = draw(st.none() | refs)
     return parse_spec(fields)
 

@@ -149,6 +149,18 @@ def test_a_server_restarted_in_mid_job_loses_nothing(house: House) -> None:
     assert [outcome for _, outcome, _ in _attempts(house, job.id)] == ["finished"]
 
 
+def test_an_idle_worker_outlives_its_server(house: House) -> None:
+    first = house.submit()
+    worker = house.start_worker()
+    house.queue.wait(first, timeout=90)
+    pid = house.server.status().pid
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+    house.server.ensure_running()
+    assert house.queue.wait(house.submit("after"), timeout=90).status is JobStatus.FINISHED
+    assert worker.poll() is None
+
+
 def test_a_dead_worker_elsewhere_is_noticed_when_its_lease_ends(make_house: Callable[..., House]) -> None:
     house = make_house(lease=3.0)
     job = house.submit(steps=LONG)

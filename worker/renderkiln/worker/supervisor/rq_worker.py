@@ -29,20 +29,20 @@ from rq.exceptions import NoSuchJobError
 from rq.executions import Execution
 from rq.job import Job as RqJob
 from rq.job import JobStatus as RqStatus
-from rq.registry import CanceledJobRegistry
 from rq.serializers import JSONSerializer
 from rq.utils import now as rq_now
 from rq.worker.base import WorkerStatus
 
 from renderkiln.schema import names
-from renderkiln.schema.errors import InvalidSpecError, RendererDiedError
-from renderkiln.schema.events import Ended, Event, ImageDone, Progress, Returned, Started
+from renderkiln.schema.errors import InvalidSpecError
+from renderkiln.schema.events import ImageDone, Progress, Started
 from renderkiln.schema.jobs import Failure, ImageResult, Job, JobResult, JobStatus
 from renderkiln.schema.payload import read_payload
 from renderkiln.worker.protocol import Step
 
 from .attempt import Outcome, Signals
-from .fates import MAX_RESCUES, tries_again
+from .endings import publish, refuse, set_aside, write_end
+from .fates import tries_again
 from .rescue import rescue
 
 log = logging.getLogger("renderkiln.supervisor")
@@ -111,12 +111,15 @@ class RenderWorker(SimpleWorker):  # type: ignore[misc]  # RQ is untyped to us
     # Starting and stopping.
 
     def register_birth(self) -> None:
-        """Takes its name at once from a dead process of this machine; RQ would refuse it until its lease ends."""
+        """Takes its name back at once from a dead process of this machine, or from itself when it lost Redis.
+
+        RQ would refuse the name until the lease ends.
+        """
         host, pid = self.connection.hmget(self.key, "hostname", "pid")
         if host is not None and pid is not None and host.decode() == self.hostname:
             import psutil
 
-            if not psutil.pid_exists(int(pid)):
+            if int(pid) == self.pid or not psutil.pid_exists(int(pid)):
                 self.connection.delete(self.key)
         super().register_birth()
 
@@ -142,6 +145,10 @@ class RenderWorker(SimpleWorker):  # type: ignore[misc]  # RQ is untyped to us
 
     def get_heartbeat_ttl(self, job: RqJob) -> int:
         return max(1, int(self._lease))
+
+    @property
+    def stop_requested(self) -> bool:
+        return bool(self._stop_requested)
 
     def heartbeat(self, timeout: int | None = None, pipeline: Any = None) -> None:
         super().heartbeat(timeout, pipeline)
@@ -182,7 +189,7 @@ class RenderWorker(SimpleWorker):  # type: ignore[misc]  # RQ is untyped to us
     def publish_image(self, job: Job, image: ImageResult) -> None:
         event = ImageDone(time=time.time(), job_id=job.id, batch=job.batch, worker=self.name, image=image)
         with contextlib.suppress(redis.RedisError):  # the ledger has it, and so will the job's result
-            _publish(self.connection, event)
+            publish(self.connection, event)
 
     # Taking jobs.
 
@@ -248,7 +255,7 @@ class RenderWorker(SimpleWorker):  # type: ignore[misc]  # RQ is untyped to us
             self.connection,
             self.queues,
             lambda name: self.redis_worker_namespace_prefix + name,
-            self._set_aside,
+            lambda job, queue: set_aside(self.connection, job, queue),
             patience=min(10.0, self._lease / 3),
         )
         super().clean_registries()
@@ -261,7 +268,7 @@ class RenderWorker(SimpleWorker):  # type: ignore[misc]  # RQ is untyped to us
         except InvalidSpecError as error:
             log.warning("job %s in %s is refused: %s", job.id, queue.name, error)
             failure = Failure(kind=error.kind, message=str(error))
-            self._until_redis_answers(lambda: self._refuse(job, queue, failure))
+            self._until_redis_answers(lambda: refuse(self.connection, job, queue, failure))
             return
         number = int(job.meta.get("attempts", 0)) + 1
         job.meta["attempts"] = number
@@ -273,7 +280,7 @@ class RenderWorker(SimpleWorker):  # type: ignore[misc]  # RQ is untyped to us
             self.prepare_job_execution(job, remove_from_intermediate_queue=True)
             job.started_at = rq_now()
             self._next_heartbeat = time.monotonic() + self._lease / 3
-            _publish(
+            publish(
                 self.connection,
                 Started(
                     time=time.time(),
@@ -324,96 +331,27 @@ class RenderWorker(SimpleWorker):  # type: ignore[misc]  # RQ is untyped to us
         return JobStatus.QUEUED if again else JobStatus.FAILED
 
     def _write_end(self, current: Current, queue: Queue, outcome: Outcome, result: JobResult) -> None:
-        """Writes an attempt's end in one MULTI: status, result, registries, event. Safe to do twice."""
         rq_job, execution = current.rq_job, current.execution
         if self.connection.zscore(queue.started_job_registry.key, execution.composite_key) is None:
             log.warning("job %s was given to another worker meanwhile: this end is not written", rq_job.id)
-            self._release()
+            self.execution = None
+            self.set_current_job_id(None)
             return
-        final = result.status.is_final
-        if final:
-            rq_job.meta["result"] = result.model_dump(mode="json")
-        with self.connection.pipeline() as pipe:
-            ended = rq_now()
-            pipe.hset(
-                rq_job.key,
-                mapping={
-                    "meta": JSONSerializer.dumps(rq_job.meta),
-                    "ended_at": ended.strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
-                },
-            )
-            if result.status is JobStatus.QUEUED:
-                pipe.hset(rq_job.key, mapping={"status": RqStatus.QUEUED.value, "worker_name": ""})
-                pipe.lpush(queue.key, rq_job.id)
-            else:
-                self._register_end(pipe, rq_job, queue, result)
-            rq_job.ended_at = ended
-            if rq_job.started_at:
-                self.increment_total_working_time(ended - rq_job.started_at, pipe)
+        rq_job.ended_at = rq_now()
+
+        def bookkeeping(pipe: Any) -> None:
+            if result.status is JobStatus.FINISHED:
+                self.increment_successful_job_count(pipeline=pipe)
+            elif result.status is JobStatus.FAILED:
+                self.increment_failed_job_count(pipeline=pipe)
+            self.increment_total_working_time(rq_job.ended_at - rq_job.started_at, pipe)
             self.cleanup_execution(rq_job, pipeline=pipe)
-            now = time.time()
-            event: Event = (
-                Ended(time=now, result=result)
-                if final
-                else Returned(time=now, job_id=rq_job.id, batch=result.batch, worker=self.name, failure=outcome.failure)
-            )
-            _publish(pipe, event)
-            try:
-                pipe.execute()
-            except redis.RedisError:
-                self.execution = execution  # `cleanup_execution` forgot it; the next try needs it
-                raise
 
-    def _register_end(self, pipe: Any, rq_job: RqJob, queue: Queue, result: JobResult) -> None:
-        status = {
-            JobStatus.FINISHED: RqStatus.FINISHED,
-            JobStatus.FAILED: RqStatus.FAILED,
-            JobStatus.CANCELED: RqStatus.CANCELED,
-        }[result.status]
-        rq_job.set_status(status, pipeline=pipe)
-        if result.status is JobStatus.FINISHED:
-            self.increment_successful_job_count(pipeline=pipe)
-            queue.finished_job_registry.add(rq_job, names.RESULT_TTL, pipe)
-            pipe.expire(rq_job.key, names.RESULT_TTL)
-        elif result.status is JobStatus.FAILED:
-            self.increment_failed_job_count(pipeline=pipe)
-            said = f"{result.failure.kind}: {result.failure.message}" if result.failure else ""
-            queue.failed_job_registry.add(rq_job, ttl=-1, exc_string=said, pipeline=pipe)
-        else:
-            pipe.zadd(
-                CanceledJobRegistry(queue.name, connection=self.connection).key,
-                {rq_job.id: time.time() + names.RESULT_TTL},
-            )
-            pipe.expire(rq_job.key, names.RESULT_TTL)
-
-    def _refuse(self, rq_job: RqJob, queue: Queue, failure: Failure) -> None:
-        """Sets aside what is no job of ours; nothing of it was run."""
-        with self.connection.pipeline() as pipe:
-            rq_job.set_status(RqStatus.FAILED, pipeline=pipe)
-            said = f"{failure.kind}: {failure.message}"
-            queue.failed_job_registry.add(rq_job, ttl=-1, exc_string=said, pipeline=pipe)
-            pipe.lrem(queue.intermediate_queue_key, 1, rq_job.id)
-            pipe.execute()
-
-    def _set_aside(self, rq_job: RqJob, queue: Queue) -> None:
-        message = f"its worker died {MAX_RESCUES} times while rendering it; the job may be what kills them."
-        failure = Failure(kind=RendererDiedError.kind, message=message)
         try:
-            batch = read_payload(rq_job.data).batch
-        except InvalidSpecError:
-            self._refuse(rq_job, queue, failure)
-            return
-        result = JobResult(job_id=rq_job.id, batch=batch, status=JobStatus.FAILED, failure=failure)
-        rq_job.meta["result"] = result.model_dump(mode="json")
-        with self.connection.pipeline() as pipe:
-            pipe.hset(rq_job.key, "meta", JSONSerializer.dumps(rq_job.meta))
-            self._register_end(pipe, rq_job, queue, result)
-            _publish(pipe, Ended(time=time.time(), result=result))
-            pipe.execute()
-
-    def _release(self) -> None:
-        self.execution = None
-        self.set_current_job_id(None)
+            write_end(self.connection, rq_job, queue, result, outcome.failure, bookkeeping)
+        except redis.RedisError:
+            self.execution = execution  # `cleanup_execution` forgot it; the next try needs it
+            raise
 
     def _until_redis_answers(self, write: Callable[[], None]) -> None:
         """Writes an end, however long Redis is away: the work is done, only its news is late.
@@ -433,7 +371,3 @@ class RenderWorker(SimpleWorker):  # type: ignore[misc]  # RQ is untyped to us
                 log.warning("Redis is away at a job's end: %s; trying again in %.1f s", error, wait)
                 time.sleep(wait * random.uniform(0.5, 1.0))
                 wait = min(wait * 2, 5.0)
-
-
-def _publish(connection: Any, event: Event) -> None:
-    connection.xadd(names.EVENTS, {"event": event.model_dump_json()}, maxlen=names.EVENTS_LENGTH, approximate=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import random
 import socket
 import time
 from collections.abc import Mapping
@@ -105,7 +106,7 @@ class _Service:
         self._announce("starting")
         self._renderer.ensure_running()
         try:
-            return bool(self._worker.work(burst=self._options.burst, logging_level="WARNING"))
+            return self._work()
         finally:
             self._renderer.close()
             with contextlib.suppress(redis.RedisError):  # it would expire by itself
@@ -113,6 +114,21 @@ class _Service:
             self._ledger.worker_ended(self._name)
             self._ledger.close()
             self._signals.close()
+
+    def _work(self) -> bool:
+        """RQ's loop ends when Redis goes away at the wrong moment; ours begins anew until it is told to stop."""
+        worked, wait = False, 0.5
+        while True:
+            began = time.monotonic()
+            try:
+                worked |= bool(self._worker.work(burst=self._options.burst, logging_level="WARNING"))
+            except redis.RedisError as error:
+                log.warning("Redis does not answer: %s", error)
+            if self._worker.stop_requested or self._options.burst:
+                return worked
+            wait = 0.5 if time.monotonic() - began > 60 else min(wait * 2, 10.0)
+            log.warning("lost Redis; trying again in %.1f s", wait)
+            time.sleep(wait * random.uniform(0.5, 1.0))
 
     @property
     def _engine(self) -> str:

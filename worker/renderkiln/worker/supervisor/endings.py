@@ -1,0 +1,112 @@
+"""Writing into Redis how a job ended: status, result, registries and event in one MULTI.
+
+RQ's own handlers do this in several steps and keep only a traceback of a failure. Here all of it is there or none, the
+result is the one that clients read, and writing it twice (after a lost answer) does no harm.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from rq import Queue
+from rq.job import Job as RqJob
+from rq.job import JobStatus as RqStatus
+from rq.registry import CanceledJobRegistry
+from rq.serializers import JSONSerializer
+from rq.utils import utcformat
+
+from renderkiln.schema import names
+from renderkiln.schema.errors import InvalidSpecError, RendererDiedError
+from renderkiln.schema.events import Ended, Event, Returned
+from renderkiln.schema.jobs import Failure, JobResult, JobStatus
+from renderkiln.schema.payload import read_payload
+
+from .fates import MAX_RESCUES
+
+_RQ_STATUS = {
+    JobStatus.FINISHED: RqStatus.FINISHED,
+    JobStatus.FAILED: RqStatus.FAILED,
+    JobStatus.CANCELED: RqStatus.CANCELED,
+}
+
+
+def publish(connection: Any, event: Event) -> None:
+    """Adds a durable event; `connection` may be a pipeline."""
+    connection.xadd(names.EVENTS, {"event": event.model_dump_json()}, maxlen=names.EVENTS_LENGTH, approximate=True)
+
+
+def write_end(
+    connection: Any,
+    rq_job: RqJob,
+    queue: Queue,
+    result: JobResult,
+    failure: Failure | None,
+    also: Callable[[Any], None],
+) -> None:
+    """Writes the end of an attempt: final, or back to the front of its queue where the result's status is QUEUED.
+
+    Args:
+        result: what the job came to; kept in its meta where final.
+        failure: why the attempt failed, where it did.
+        also: adds what belongs into the same MULTI, to the pipeline that it is given.
+    """
+    now = time.time()
+    with connection.pipeline() as pipe:
+        if result.status is JobStatus.QUEUED:
+            pipe.hset(rq_job.key, mapping={"status": RqStatus.QUEUED.value, "worker_name": ""})
+            pipe.lpush(queue.key, rq_job.id)
+            event: Event = Returned(
+                time=now, job_id=rq_job.id, batch=result.batch, worker=result.worker, failure=failure
+            )
+        else:
+            rq_job.meta["result"] = result.model_dump(mode="json")
+            _register(connection, pipe, rq_job, queue, result)
+            event = Ended(time=now, result=result)
+        ended_at = utcformat(rq_job.ended_at) if rq_job.ended_at else ""
+        pipe.hset(rq_job.key, mapping={"meta": JSONSerializer.dumps(rq_job.meta), "ended_at": ended_at})
+        also(pipe)
+        publish(pipe, event)
+        pipe.execute()
+
+
+def refuse(connection: Any, rq_job: RqJob, queue: Queue, failure: Failure) -> None:
+    """Sets aside what is no job of ours; nothing of it was run."""
+    with connection.pipeline() as pipe:
+        rq_job.set_status(RqStatus.FAILED, pipeline=pipe)
+        queue.failed_job_registry.add(rq_job, ttl=-1, exc_string=_said(failure), pipeline=pipe)
+        pipe.lrem(queue.intermediate_queue_key, 1, rq_job.id)
+        pipe.execute()
+
+
+def set_aside(connection: Any, rq_job: RqJob, queue: Queue) -> None:
+    """Ends a job that was rescued too often."""
+    message = f"its worker died {MAX_RESCUES} times while rendering it; the job may be what kills them."
+    failure = Failure(kind=RendererDiedError.kind, message=message)
+    try:
+        batch = read_payload(rq_job.data).batch
+    except InvalidSpecError:
+        refuse(connection, rq_job, queue, failure)
+        return
+    result = JobResult(job_id=rq_job.id, batch=batch, status=JobStatus.FAILED, failure=failure)
+    write_end(connection, rq_job, queue, result, failure, also=lambda pipe: None)
+
+
+def _register(connection: Any, pipe: Any, rq_job: RqJob, queue: Queue, result: JobResult) -> None:
+    rq_job.set_status(_RQ_STATUS[result.status], pipeline=pipe)
+    if result.status is JobStatus.FAILED:
+        # Failed jobs stay until somebody retries or forgets them.
+        said = _said(result.failure) if result.failure else ""
+        queue.failed_job_registry.add(rq_job, ttl=-1, exc_string=said, pipeline=pipe)
+        return
+    if result.status is JobStatus.FINISHED:
+        queue.finished_job_registry.add(rq_job, names.RESULT_TTL, pipe)
+    else:
+        key = CanceledJobRegistry(queue.name, connection=connection).key
+        pipe.zadd(key, {rq_job.id: time.time() + names.RESULT_TTL})
+    pipe.expire(rq_job.key, names.RESULT_TTL)
+
+
+def _said(failure: Failure) -> str:
+    return f"{failure.kind}: {failure.message}"
