@@ -124,10 +124,13 @@ def _list(pipe: redis.client.Pipeline, chunk: Sequence[Job], listing: _Listing, 
     batch, now = listing.batch, time.time()
     pipe.zadd(names.batch_jobs(batch), {job.id: job.index for job in chunk})
     pipe.zadd(names.BATCHES, {batch: now}, nx=True)
+    pipe.zremrangebyscore(names.BATCHES, 0, now - names.BATCH_TTL)
     pipe.hsetnx(names.batch(batch), "name", listing.name)
     pipe.hsetnx(names.batch(batch), "created_at", repr(now))
     images = tally.images + sum(job.num_images for job in chunk)
     pipe.hset(names.batch(batch), mapping={"num_jobs": tally.jobs + len(chunk), "num_images": images})
+    for key in (names.batch(batch), names.batch_jobs(batch)):
+        pipe.expire(key, names.BATCH_TTL)
 
 
 def _announce(pipe: redis.client.Pipeline, jobs: Sequence[Job]) -> None:

@@ -25,7 +25,9 @@ class InputCarrier:
     def __init__(self, folder: DataFolder) -> None:
         self._folder = folder
         self._by_path: dict[tuple[str, int, int], str] = {}
-        self._pending: dict[str, bytes] = {}
+        #: What is still to be sent: bytes, or the file to read them from, so that a long list of pictures is
+        #: checked without being held.
+        self._pending: dict[str, bytes | Path] = {}
         self._known: set[str] = set()
 
     def add(self, picture: str | bytes | os.PathLike[str], base: Path | None = None) -> str:
@@ -50,7 +52,7 @@ class InputCarrier:
             key = None
         if key is not None and key in self._by_path:
             return self._by_path[key]
-        reference = self._keep(check_input_image(path))
+        reference = self._keep(check_input_image(path), path)
         if key is not None:
             self._by_path[key] = reference
         return reference
@@ -62,9 +64,14 @@ class InputCarrier:
                 fields[name] = self.add(fields[name])
 
     def send(self, connection: redis.Redis) -> None:
-        """Puts what was added into Redis, before the jobs that need it, and into the data folder, for `--like`."""
-        for reference, data in self._pending.items():
+        """Puts what was added into Redis, before the jobs that need it, and into the data folder, for `--like`.
+
+        Raises:
+            ImageInputError: a file is gone or was changed since it was added.
+        """
+        for reference, source in self._pending.items():
             sha256 = reference.removeprefix(_PREFIX)
+            data = source if isinstance(source, bytes) else _read_again(source, reference)
             connection.set(names.blob(sha256), data, ex=names.BLOB_TTL)
             path = self._folder.blobs / sha256
             if not path.exists():
@@ -74,8 +81,8 @@ class InputCarrier:
                 part.replace(path)
         self._pending.clear()
 
-    def _keep(self, image: InputImage) -> str:
-        self._pending[image.ref] = image.data
+    def _keep(self, image: InputImage, path: Path | None = None) -> str:
+        self._pending[image.ref] = image.data if path is None else path
         self._known.add(image.ref)
         return image.ref
 
@@ -91,4 +98,11 @@ class InputCarrier:
         image = check_input_image(path)
         if image.ref != reference:
             raise ImageInputError(f"{path} does not hold the picture that it is named after; give the file again.")
-        return self._keep(image)
+        return self._keep(image, path)
+
+
+def _read_again(path: Path, reference: str) -> bytes:
+    image = check_input_image(path)
+    if image.ref != reference:
+        raise ImageInputError(f"{path} was changed while the list was being submitted; submit it again.")
+    return image.data

@@ -18,6 +18,8 @@ PROGRESS = "renderkiln:progress"
 BATCHES = "renderkiln:batches"
 #: Seconds for which a job's result stays in Redis: a week.
 RESULT_TTL = 7 * 86400
+#: Seconds for which a batch is listed after it was last submitted: a quarter of a year.
+BATCH_TTL = 90 * 86400
 #: Seconds for which an init image stays in Redis after it was last submitted.
 BLOB_TTL = 30 * 86400
 
