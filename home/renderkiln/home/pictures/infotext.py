@@ -142,6 +142,9 @@ def _translate(key: str, value: str, pairs: Mapping[str, str]) -> dict[str, Any]
         return {"num_inference_steps" if key == "Steps" else "seed": int(value)}
     if key in ("CFG scale", "Denoising strength"):
         return {"guidance_scale" if key == "CFG scale" else "strength": float(value)}
+    if _TEXTS.get(key) == "init_image" and "Denoising strength" in pairs:
+        # The two are checked together: few steps go with a high strength only.
+        return {"init_image": value, "strength": float(pairs["Denoising strength"])}
     return {_TEXTS[key]: value} if key in _TEXTS else {}
 
 
