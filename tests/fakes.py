@@ -140,6 +140,7 @@ def announce_worker(connection: redis.Redis, *models: str, name: str = "mini-1")
         started_at=time.time(),
     )
     connection.set(names.worker(name), info.model_dump_json(), ex=60)
+    connection.zadd(names.WORKERS, {name: time.time()})
     return info
 
 

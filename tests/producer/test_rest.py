@@ -30,6 +30,7 @@ def test_live_workers_are_those_whose_sign_stands(queue: RenderQueue) -> None:
     b = announce_worker(queue.connection, "shapes", name="b")
     a = announce_worker(queue.connection, name="a")
     queue.connection.set(names.worker("c"), '{"schema_version": 99}')  # a later version's
+    queue.connection.zadd(names.WORKERS, {"c": 1})
     assert live_workers(queue.connection) == [a, b]
     queue.connection.delete(names.worker("a"))
     assert live_workers(queue.connection) == [b]
@@ -49,14 +50,14 @@ def test_a_model_counts_where_a_live_worker_has_it_or_this_machine_would_render(
 
 
 def test_batches_are_listed_newest_first_and_as_many_as_asked(queue: RenderQueue) -> None:
-    ids = []
+    ids, now = [], float(int(time.time()))
     for number in range(3):
         ids.append(queue.submit_many([{"prompt": f"cat {number}"}] * 2, name=f"list {number}").id)
-        queue.connection.zadd(names.BATCHES, {ids[-1]: 1000 + number})  # a second apart
+        queue.connection.zadd(names.BATCHES, {ids[-1]: now + number})  # a second apart
     found = recent_batches(queue.connection)
     assert [row.id for row in found] == ids[::-1]
     assert [row.id for row in recent_batches(queue.connection, limit=1)] == ids[-1:]
-    assert (found[0].name, found[0].created_at, found[0].num_jobs, found[0].num_images) == ("list 2", 1002, 2, 2)
+    assert (found[0].name, found[0].created_at, found[0].num_jobs, found[0].num_images) == ("list 2", now + 2, 2, 2)
 
 
 def test_without_a_ledger_nothing_is_known_of_old_batches_and_none_is_made(tmp_path: Path) -> None:
@@ -154,3 +155,12 @@ def test_a_worker_of_ones_own_is_started_again_and_stopped(
     worker.stop()
     assert worker.wait(0)
     assert time.monotonic() - began < 25
+
+
+def test_a_batch_nobody_submitted_for_a_quarter_of_a_year_is_no_longer_listed(queue: RenderQueue) -> None:
+    old = queue.submit_many([{"prompt": "cat"}], name="old").id
+    queue.connection.zadd(names.BATCHES, {old: time.time() - names.BATCH_TTL - 1})
+    new = queue.submit_many([{"prompt": "dog"}], name="new").id
+    assert [row.id for row in recent_batches(queue.connection)] == [new]
+    for key in (names.batch(new), names.batch_jobs(new)):
+        assert 0 < queue.connection.ttl(key) <= names.BATCH_TTL

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 from collections.abc import Callable
 
 import pytest
@@ -147,6 +148,17 @@ def test_a_server_restarted_in_mid_job_loses_nothing(house: House) -> None:
         assert result.status is JobStatus.FINISHED
     assert worker.poll() is None
     assert [outcome for _, outcome, _ in _attempts(house, job.id)] == ["finished"]
+
+
+def test_a_worker_ends_when_whom_it_was_started_for_is_gone_and_its_work_is_done(house: House) -> None:
+    owner = subprocess.Popen(["sleep", "600"])
+    job = house.submit(steps=100)
+    worker = house.start_worker("--owner", str(owner.pid))
+    house.wait_for_step(job.id)
+    owner.kill()
+    owner.wait()
+    assert worker.wait(60) == 0
+    assert house.queue.status(job) is JobStatus.FINISHED
 
 
 def test_an_idle_worker_outlives_its_server(house: House) -> None:

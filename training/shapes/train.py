@@ -43,6 +43,12 @@ def build_parser() -> argparse.ArgumentParser:
     diffusion.add_argument("--peak", type=float, default=1e-3, help="highest learning rate")
     diffusion.add_argument("--evaluate-every", type=float, default=10, help="minutes")
 
+    diffusion.add_argument("--calm", type=float, default=1.0, help="guidance at which prompts act plainly")
+    diffusion.add_argument("--dropout", type=float, default=0.1, help="share of empty prompts")
+    diffusion.add_argument(
+        "--restart-clock", action="store_true", help="a new run of --minutes, from the weights of the last"
+    )
+
     show = add("data", "draw a sheet of training pictures, to look at")
     show.add_argument("--output", type=Path, default=Path("data.png"))
 
@@ -85,6 +91,9 @@ def main() -> None:
                 seed=args.seed,
                 processes=args.threads,
                 evaluate_every=args.evaluate_every,
+                calm=args.calm,
+                dropout=args.dropout,
+                restart_clock=args.restart_clock,
             )
         )
     elif args.command == "data":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import redis
 from pydantic import ValidationError
 
@@ -14,11 +16,11 @@ from renderkiln.schema.workers import WorkerInfo
 
 def live_workers(connection: redis.Redis) -> list[WorkerInfo]:
     """The workers that have given a sign of life within their lease, by name."""
-    keys = sorted(connection.scan_iter(match=names.WORKERS_PATTERN, count=500))
-    if not keys:
+    listed: Any = connection.zrange(names.WORKERS, 0, -1)
+    if not listed:
         return []
     found = []
-    for text in connection.mget(keys):
+    for text in connection.mget([names.worker(name.decode()) for name in sorted(listed)]):
         try:
             if text is not None:
                 found.append(WorkerInfo.model_validate_json(text))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import signal
 import subprocess
 import sys
@@ -49,6 +50,8 @@ class LocalWorker:
         self._starts += 1
         self.log.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         command = [sys.executable, "-m", "renderkiln.producer", "worker", "--warm", self._model]
+        # If we are killed, the worker finishes what is queued, and ends.
+        command += ["--owner", str(os.getpid())]
         command += ["--data-dir", str(self._settings.data_dir), "--out", self._out]
         command += ["--engine", self._settings.engine, "--device", self._settings.device]
         with self.log.open("ab") as log:

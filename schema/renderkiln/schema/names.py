@@ -49,8 +49,9 @@ def worker(name: str) -> str:
     return f"renderkiln:worker:{name}"
 
 
-#: Pattern of `worker(…)`, for SCAN.
-WORKERS_PATTERN = "renderkiln:worker:*"
+#: Sorted set of workers' names by the time of their last announcement (seconds since 1970): an index, because a SCAN
+#: would walk over all jobs.
+WORKERS = "renderkiln:workers"
 
 #: Field of a job's hash that asks its worker to stop it.
 CANCEL_FIELD = "renderkiln_cancel"

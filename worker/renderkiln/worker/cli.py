@@ -38,6 +38,7 @@ def worker(
     warm: Annotated[str | None, typer.Option(help="Model to load at start; the default model unless told.")] = None,
     name: Annotated[str | None, typer.Option(help="The worker's name; host and process id unless told.")] = None,
     burst: Annotated[bool, typer.Option("--burst", help="End when the queues are empty.")] = False,
+    owner: Annotated[int | None, typer.Option(help="End, when idle, once this process is gone.", hidden=True)] = None,
 ) -> None:
     """Render the jobs that come, until told to stop.
 
@@ -55,7 +56,8 @@ def worker(
 
     connection = connect(settings)
     logging.getLogger("renderkiln.supervisor").info("connected to %s", connection.where)
-    run_worker(settings, connection, WorkerOptions(name=name, models=tuple(model or ()), burst=burst, warm=warm))
+    options = WorkerOptions(name=name, models=tuple(model or ()), burst=burst, warm=warm, owner=owner)
+    run_worker(settings, connection, options)
 
 
 def list_models(

@@ -110,13 +110,14 @@ class _Run:
         """Whether the batch came to its end."""
         from .progress import show
 
-        before = signal.signal(signal.SIGINT, self._interrupt)
+        before = {number: signal.signal(number, self._interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             show(self._console, self._views())
         finally:
             self._worker.stop()
             self._watcher.close()
-            signal.signal(signal.SIGINT, before)
+            for number, handler in before.items():
+                signal.signal(number, handler)
         return self.view.is_final
 
     def _views(self) -> Iterator[BatchView]:

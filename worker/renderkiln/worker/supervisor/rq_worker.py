@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
+import psutil
 import redis
 from rq import Queue, SimpleWorker
 from rq.exceptions import NoSuchJobError
@@ -73,6 +74,7 @@ class RenderWorker(SimpleWorker):  # type: ignore[misc]  # RQ is untyped to us
         signals: how a running attempt is told to stop.
         announce: tells the world that this worker lives, with its state; called about every lease / 3.
         lease: seconds without a heartbeat after which others count this worker as dead.
+        owner: a process for which this worker was started; it ends, when idle, once that is gone.
     """
 
     def __init__(
@@ -86,6 +88,7 @@ class RenderWorker(SimpleWorker):  # type: ignore[misc]  # RQ is untyped to us
         signals: Signals,
         announce: Callable[[str], None],
         lease: float,
+        owner: int | None = None,
     ) -> None:
         super().__init__(
             queues,
@@ -103,6 +106,7 @@ class RenderWorker(SimpleWorker):  # type: ignore[misc]  # RQ is untyped to us
         self._signals = signals
         self._announce = announce
         self._lease = lease
+        self._owner = owner
         self._current: Current | None = None
         self._next_heartbeat = 0.0
         self._next_progress = 0.0
@@ -116,11 +120,9 @@ class RenderWorker(SimpleWorker):  # type: ignore[misc]  # RQ is untyped to us
         RQ would refuse the name until the lease ends.
         """
         host, pid = self.connection.hmget(self.key, "hostname", "pid")
-        if host is not None and pid is not None and host.decode() == self.hostname:
-            import psutil
-
-            if int(pid) == self.pid or not psutil.pid_exists(int(pid)):
-                self.connection.delete(self.key)
+        ours = host is not None and pid is not None and host.decode() == self.hostname
+        if ours and (int(pid) == self.pid or not psutil.pid_exists(int(pid))):
+            self.connection.delete(self.key)
         super().register_birth()
 
     def request_stop(self, signum: int, frame: FrameType | None) -> None:
@@ -210,6 +212,10 @@ class RenderWorker(SimpleWorker):  # type: ignore[misc]  # RQ is untyped to us
                 if found is not None or timeout is None:
                     return found
                 if max_idle_time is not None and time.monotonic() - idle_since > max_idle_time:
+                    return None
+                if self._owner is not None and not psutil.pid_exists(self._owner):
+                    log.info("process %d, for which this worker was started, is gone: ending", self._owner)
+                    self._stop_requested = True
                     return None
                 self._wait_for_news()
                 wait = 0.1
@@ -304,6 +310,9 @@ class RenderWorker(SimpleWorker):  # type: ignore[misc]  # RQ is untyped to us
         if outcome.failure is not None:
             kind, message = outcome.failure.kind, outcome.failure.message
             log.warning("job %s, attempt %d: %s: %s", job.id, current.number, kind, message)
+        else:
+            made = f"{len(outcome.images)} of {job.num_images} images"
+            log.info("job %s %s: %s in %.1f s (%s)", job.id, status.value, made, seconds, job.spec.prompt[:60])
         result = JobResult(
             job_id=job.id,
             batch=job.batch,

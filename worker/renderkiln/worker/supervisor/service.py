@@ -45,6 +45,8 @@ class WorkerOptions:
     burst: bool = False
     #: Model to load at start; None: the default model if this worker has it.
     warm: str | None = None
+    #: A process for which this worker was started; it ends, when idle, once that is gone.
+    owner: int | None = None
 
 
 def run_worker(settings: Settings, connection: Connection, options: WorkerOptions) -> bool:
@@ -83,6 +85,7 @@ class _Service:
             signals=self._signals,
             announce=self._announce,
             lease=settings.lease,
+            owner=options.owner,
         )
         self._around = Surroundings(
             ledger=self._ledger,
@@ -111,6 +114,7 @@ class _Service:
             self._renderer.close()
             with contextlib.suppress(redis.RedisError):  # it would expire by itself
                 self._redis.delete(names.worker(self._name))
+                self._redis.zrem(names.WORKERS, self._name)
             self._ledger.worker_ended(self._name)
             self._ledger.close()
             self._signals.close()
@@ -156,7 +160,12 @@ class _Service:
             state=state,
             started_at=self._started_at,
         )
-        self._redis.set(names.worker(self._name), info.model_dump_json(), px=int(self._settings.lease * 1000))
+        now, lease = time.time(), self._settings.lease
+        with self._redis.pipeline(transaction=False) as pipe:
+            pipe.set(names.worker(self._name), info.model_dump_json(), px=int(lease * 1000))
+            pipe.zadd(names.WORKERS, {self._name: now})
+            pipe.zremrangebyscore(names.WORKERS, 0, now - lease)  # those who died without a word
+            pipe.execute()
 
     def _attempt(self, current: Current) -> Outcome:
         try:
