@@ -33,7 +33,7 @@ log = logging.getLogger("diffusion")
 # Colours and places are decided at the noisy end, and learned within minutes; outlines are decided in
 # the middle, and take the rest of the training. So most timesteps are drawn from there.
 OUTLINE_STEPS = (120, 640)
-EVERYWHERE_SHARE = 0.25
+EVERYWHERE_SHARE = 0.35
 READER_WEIGHT = 0.02
 
 
