@@ -75,7 +75,9 @@ def tinted(picture: Image.Image) -> Image.Image:
 
 
 @pytest.mark.parametrize(
-    ("damage", "enough"), [(jpeg, 0.97), (noisy, 0.99), (blurred, 0.99), (tinted, 0.99)], ids=lambda x: str(x)
+    ("damage", "enough"),
+    [(jpeg, 0.97), (noisy, 0.99), (blurred, 0.99), (tinted, 0.99)],
+    ids=lambda value: getattr(value, "__name__", str(value)),
 )
 def test_slight_damage_is_forgiven(damage: Callable[[Image.Image], Image.Image], enough: float) -> None:
     drawings = sample(150, seed=3)

@@ -30,15 +30,15 @@ def build_parser() -> argparse.ArgumentParser:
         return command
 
     vae = add("vae", "train the autoencoder")
-    vae.add_argument("--minutes", type=float, default=14)
+    vae.add_argument("--minutes", type=float, default=34)
     vae.add_argument("--batch", type=int, default=16)
     vae.add_argument("--decoder-only", action="store_true", help="go on with a finished one; latents stay")
 
     data = add("latents", "draw the training set and encode it")
-    data.add_argument("--count", type=int, default=80_000)
+    data.add_argument("--count", type=int, default=60_000)
 
     diffusion = add("diffusion", "train the UNet and the text encoder; goes on from a checkpoint if there is one")
-    diffusion.add_argument("--minutes", type=float, default=75)
+    diffusion.add_argument("--minutes", type=float, default=68)
     diffusion.add_argument("--batch", type=int, default=32)
     diffusion.add_argument("--peak", type=float, default=1e-3, help="highest learning rate")
     diffusion.add_argument("--evaluate-every", type=float, default=10, help="minutes")
