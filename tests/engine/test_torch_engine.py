@@ -293,10 +293,6 @@ class TestBadRequests:
             render(**fields)
         assert render.engine.describe().stages == ()
 
-    def test_a_strength_that_leaves_no_step(self, render: Renderer) -> None:
-        with pytest.raises(errors.InvalidSpecError, match="leaves none to run"):
-            render(init_image=render.picture(INIT), strength=0.2)
-
     def test_a_model_that_is_not_there(self, render: Renderer) -> None:
         with pytest.raises(errors.ModelNotFoundError):
             render(model="not-there")

@@ -146,6 +146,8 @@ def test_a_mask_needs_an_init_image_and_so_does_a_strength() -> None:
     with pytest.raises(InvalidSpecError, match="strength needs an init_image"):
         parse_spec({"prompt": "a cat", "strength": 0.5})
     assert parse_spec({"prompt": "a cat", "init_image": picture, "strength": 0.5}).task == "img2img"
+    with pytest.raises(InvalidSpecError, match="leaves no step"):
+        parse_spec({"prompt": "a cat", "init_image": picture, "strength": 0.2, "num_inference_steps": 4})
     assert parse_spec({"prompt": "a cat", "init_image": picture, "mask_image": picture}).task == "inpaint"
 
 

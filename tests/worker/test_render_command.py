@@ -42,7 +42,9 @@ def _render(house: House, *arguments: str) -> dict[str, Any]:
 
 def test_a_list_comes_out_as_pictures_that_match_its_prompts(house: House, tmp_path: Path) -> None:
     prompts = tmp_path / "three.txt"
-    prompts.write_text("a large red circle on a white background\na large blue star on a yellow background\n")
+    prompts.write_text(
+        "a large red circle in the center on a white background\na green heart in the center on a pink background\n"
+    )
     report = _render(house, str(prompts))
     assert report["finished"] is True
     seen = []
@@ -51,7 +53,7 @@ def test_a_list_comes_out_as_pictures_that_match_its_prompts(house: House, tmp_p
         with Image.open(image["url"]) as picture:
             verdict = judge(picture)
         seen.append((verdict.color, verdict.shape, verdict.background))
-    assert seen == [("red", "circle", "white"), ("blue", "star", "yellow")]
+    assert seen == [("red", "circle", "white"), ("green", "heart", "pink")]
     (sheet,) = report["contact_sheets"]
     with Image.open(sheet) as picture:
         assert picture.width > 128

@@ -91,6 +91,14 @@ def assemble(
     )
 
 
+def forget_origin(folder: Path) -> None:
+    """Take out of the configs where on the training machine a part was loaded from."""
+    for path in folder.glob("*/config.json"):
+        config = json.loads(path.read_text(encoding="utf-8"))
+        if config.pop("_name_or_path", None) is not None:
+            path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
 def save_pipeline(pipeline: StableDiffusionPipeline, folder: Path) -> None:
     """Write the model folder in half precision, replacing the parts of one that is there."""
     pipeline.to(torch.float16)
@@ -104,5 +112,6 @@ def save_pipeline(pipeline: StableDiffusionPipeline, folder: Path) -> None:
         config.pop(key, None)
     build_tokenizer(folder / "tokenizer")
     path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    forget_origin(folder)
     for file in folder.rglob("*"):  # safetensors are written for their owner alone
         file.chmod(0o755 if file.is_dir() else 0o644)

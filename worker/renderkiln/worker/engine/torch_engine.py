@@ -289,10 +289,6 @@ def _check_fit(pipelines: Pipelines, spec: RenderSpec) -> tuple[int, int]:
         raise InvalidSpecError(f"{width} × {height} does not fit {spec.model!r}: sides must be multiples of {unit}")
     if pipelines.only_inpaints and spec.task != "inpaint":
         raise InvalidSpecError(f"{spec.model!r} is made for inpainting: it needs an init_image and a mask_image")
-    if spec.init_image is not None and int(spec.num_inference_steps * spec.strength) < 1:
-        raise InvalidSpecError(
-            f"strength {spec.strength} of {spec.num_inference_steps} steps leaves none to run; raise one"
-        )
     pipelines.schedulers.check(spec.scheduler, spec.num_inference_steps)
     return width, height
 
