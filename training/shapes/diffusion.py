@@ -204,7 +204,7 @@ def _train(rank: int, settings: Settings, meeting: str) -> None:
     tokenizer = build_tokenizer(settings.work / f"tokenizer-{rank}")
     model = Model(tokenizer)
     optimizer = build_optimizer(model)
-    ema = Ema(model, 0.9985)
+    ema = Ema(model, 0.997 if settings.calm > 1 else 0.9985)
     clock = Clock(settings.minutes, peak=settings.peak, warmup_steps=200)
     checkpoint = settings.work / "diffusion.pt"
     if checkpoint.exists():
