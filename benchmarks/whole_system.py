@@ -26,7 +26,7 @@ from renderkiln.producer import RenderQueue
 
 from .report import machine, ratio, spread
 
-COUNT, ROUNDS, STEPS = 60, 5, 20
+COUNT, ROUNDS, STEPS = 60, 3, 20
 COLORS = ("red", "green", "blue", "yellow", "purple", "orange")
 SHAPES = ("circle", "square", "triangle", "star", "heart", "ring", "cross", "diamond", "moon", "circle")
 PROMPTS = [f"a {color} {shape} on a white background" for color in COLORS for shape in SHAPES]
@@ -121,7 +121,7 @@ def _bare_loop(out: Path, model: Path, orders: IO[str]) -> None:
     from diffusers import StableDiffusionPipeline
 
     out.mkdir(parents=True)
-    pipeline: Any = StableDiffusionPipeline.from_pretrained(model, torch_dtype=torch.float32, use_safetensors=True)
+    pipeline: Any = StableDiffusionPipeline.from_pretrained(model, use_safetensors=True).to(torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     for order in orders:
         began = time.perf_counter()
