@@ -6,6 +6,8 @@ it only where a ledger is really used.
 
 from __future__ import annotations
 
+import sqlite3
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timezone
@@ -210,7 +212,16 @@ class Ledger:
 
 def _set_pragmas(connection: Any, _: Any) -> None:
     cursor = connection.cursor()
-    for pragma in ("journal_mode=WAL", "foreign_keys=ON", f"busy_timeout={BUSY_TIMEOUT}", "synchronous=NORMAL"):
+    cursor.execute(f"PRAGMA busy_timeout={BUSY_TIMEOUT}")
+    for tries_left in reversed(range(200)):
+        try:
+            cursor.execute("PRAGMA journal_mode=WAL")
+            break
+        except sqlite3.OperationalError:  # two that open a new ledger at once: this does not wait its turn by itself
+            if not tries_left:
+                raise
+            time.sleep(0.02)
+    for pragma in ("foreign_keys=ON", "synchronous=NORMAL"):
         cursor.execute(f"PRAGMA {pragma}")
     cursor.close()
     # pysqlite's own transaction handling would begin late and deferred; `_begin_immediate` does it instead.
