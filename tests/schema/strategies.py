@@ -10,19 +10,20 @@ from renderkiln.schema import JobOptions, RenderSpec, parse_spec
 from renderkiln.schema.schedulers import known_names
 
 texts = st.text(st.characters(codec="utf-8", exclude_characters="\x00"), max_size=20)
-refs = st.sampled_from("0123456789abcdef").map(lambda digit: "sha256:" + digit * 64)
+refs = st.from_regex(r"sha256:[0-9a-f]{64}", fullmatch=True)
 sides = st.none() | st.integers(1, 512).map(lambda eighths: eighths * 8)
 
 
 @st.composite
-def specs(draw: st.DrawFn) -> RenderSpec:
+def specs(draw: st.DrawFn, prompts: st.SearchStrategy[str] = texts) -> RenderSpec:
+    """Any valid spec."""
     fields: dict[str, Any] = {
-        "model": draw(st.sampled_from(["shapes", "owner/a-model.v1"])),
-        "revision": draw(st.none() | st.sampled_from(["main", "refs/pr/1"])),
-        "prompt": draw(texts),
-        "negative_prompt": draw(texts),
+        "model": draw(st.sampled_from(["shapes", "owner/a-model.v1", "sd15"])),
+        "revision": draw(st.none() | st.sampled_from(["main", "refs/pr/1", "fp16"])),
+        "prompt": draw(prompts),
+        "negative_prompt": draw(prompts),
         "seed": draw(st.integers(0, 2**32 - 1)),
-        "num_inference_steps": draw(st.integers(20, 1000)),
+        "num_inference_steps": draw(st.integers(1, 1000)),
         "guidance_scale": draw(st.floats(0, 50)),
         "scheduler": draw(st.none() | st.sampled_from(known_names())),
         "width": draw(sides),
@@ -33,7 +34,8 @@ def specs(draw: st.DrawFn) -> RenderSpec:
     }
     if draw(st.booleans()):
         fields["init_image"] = draw(refs)
-        fields["strength"] = draw(st.floats(0.1, 1))
+        # At least one step is left of those asked for.
+        fields["strength"] = draw(st.floats(min(1.0, 1.01 / fields["num_inference_steps"]), 1))
         fields["mask_image"] = draw(st.none() | refs)
     return parse_spec(fields)
 
