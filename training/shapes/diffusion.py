@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 from data import FIELDS, decode
 from diffusers import UNet2DConditionModel
+from diffusers.models.attention_processor import AttnProcessor
 from latents import LatentSet, load_latents
 from models import NOISE_SCHEDULE, TEXT_WIDTH, build_text_encoder, build_unet
 from schedule import Clock, Ema, save_atomically
@@ -32,8 +33,8 @@ log = logging.getLogger("diffusion")
 
 # Colours and places are decided at the noisy end, and learned within minutes; outlines are decided in
 # the middle, and take the rest of the training. So most timesteps are drawn from there.
-OUTLINE_STEPS = (120, 640)
-EVERYWHERE_SHARE = 0.35
+OUTLINE_STEPS = (150, 750)
+EVERYWHERE_SHARE = 0.4
 READER_WEIGHT = 0.02
 
 
@@ -49,6 +50,7 @@ class Settings:
     processes: int
     evaluate_every: float  # minutes
     restart_clock: bool = False
+    start_from: Path | None = None  # a model folder whose weights are where a new training starts
     calm: float = 1.0  # see `calmed`
     dropout: float = 0.1  # share of prompts that are empty: what guidance leads away from
 
@@ -64,8 +66,15 @@ class Model(nn.Module):
     def __init__(self, tokenizer: CLIPTokenizer) -> None:
         super().__init__()
         self.unet = build_unet()
+        # On a CPU, a fifth faster in training than the fused attention that diffusers would choose.
+        self.unet.set_attn_processor(AttnProcessor())
         self.text_encoder = build_text_encoder(tokenizer)
         self.reader = nn.Linear(TEXT_WIDTH, sum(len(values) + 1 for _, values in FIELDS))
+
+    def load(self, folder: Path) -> None:
+        """Take over the weights of a finished model."""
+        self.unet.load_state_dict(UNet2DConditionModel.from_pretrained(folder / "unet").state_dict())
+        self.text_encoder.load_state_dict(CLIPTextModel.from_pretrained(folder / "text_encoder").state_dict())
 
     def reading_loss(self, states: Tensor, lengths: Tensor, said: Tensor) -> Tensor:
         """How badly the reader reads a random padding token of each prompt."""
@@ -222,7 +231,11 @@ def _train(rank: int, settings: Settings, meeting: str) -> None:
     )
     parameters = list(model.parameters())
     if clock.step == 0:
-        teach_reading(model, optimizer, batches, parameters, settings.processes)
+        learners = parameters
+        if settings.start_from:
+            model.load(settings.start_from)
+            learners = list(model.reader.parameters())  # the text encoder reads already
+        teach_reading(model, batches, learners, settings.processes)
         clock = Clock(settings.minutes, peak=settings.peak, warmup_steps=200)
         ema = Ema(model, ema.decay)
     losses: list[float] = []
@@ -270,27 +283,22 @@ def build_optimizer(model: Model) -> torch.optim.AdamW:
 
 
 def teach_reading(
-    model: Model,
-    optimizer: torch.optim.Optimizer,
-    batches: Batches,
-    parameters: list[nn.Parameter],
-    processes: int,
-    steps: int = 500,
+    model: Model, batches: Batches, learners: list[nn.Parameter], processes: int, steps: int = 500
 ) -> None:
-    """A minute for the text encoder alone, until its tokens carry what the prompt says."""
+    """A minute for the text encoder and its reader alone, until the tokens carry what the prompt says."""
     start = time.monotonic()
+    optimizer = torch.optim.AdamW(learners, lr=1e-3, betas=(0.9, 0.98), weight_decay=0.01)
     for step in range(steps):
         for group in optimizer.param_groups:
             group["lr"] = 1e-3 * min(1.0, (step + 1) / 50)
         reading = read_batch(model, batches.next(), with_unet=False)[1]
-        optimizer.zero_grad(set_to_none=True)
+        model.zero_grad(set_to_none=True)
         reading.backward()
-        average_gradients(parameters, processes)
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        average_gradients(learners, processes)
+        torch.nn.utils.clip_grad_norm_(learners, 1.0)
         optimizer.step()
         if step % 50 == 0 or step == steps - 1:
             log.info("reading: step %d loss %.4f (%.0f s)", step, reading.item(), time.monotonic() - start)
-    optimizer.state.clear()
 
 
 def averaged(model: Model, ema: Ema) -> tuple[UNet2DConditionModel, CLIPTextModel]:

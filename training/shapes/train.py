@@ -49,6 +49,8 @@ def build_parser() -> argparse.ArgumentParser:
         "--restart-clock", action="store_true", help="a new run of --minutes, from the weights of the last"
     )
 
+    diffusion.add_argument("--start-from", type=Path, help="a model folder: train its weights on, in a new run")
+
     show = add("data", "draw a sheet of training pictures, to look at")
     show.add_argument("--output", type=Path, default=Path("data.png"))
 
@@ -94,6 +96,7 @@ def main() -> None:
                 calm=args.calm,
                 dropout=args.dropout,
                 restart_clock=args.restart_clock,
+                start_from=args.start_from,
             )
         )
     elif args.command == "data":
