@@ -126,6 +126,30 @@ class ModelLoadError(RenderFailedError):
     kind = "model_load"
 
 
+class PredictionError(RenderFailedError):
+    """Raised when a converted model cannot be run on what it was given: a wrong name, shape or dtype."""
+
+    kind = "prediction"
+
+
+class UnsupportedOpError(ModelLoadError):
+    """Raised when a converted model holds an operation that this runtime does not know; names it, never guesses."""
+
+    kind = "unsupported_op"
+
+
+class ConversionError(RenderkilnError):
+    """Raised when a model cannot be converted; nothing half-written is left."""
+
+    kind = "conversion"
+
+
+class ConversionCheckError(ConversionError):
+    """Raised when a converted stage differs too much from its original; names the stage, the number and the output."""
+
+    kind = "conversion_check"
+
+
 class RendererDiedError(RenderFailedError):
     """Raised when the renderer process ended in mid-job, by a crash or by the system's memory killer."""
 

@@ -1,0 +1,1 @@
+"""Converts Stable Diffusion models to Core ML, checks what came out, and makes it smaller."""
