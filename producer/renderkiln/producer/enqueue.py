@@ -1,8 +1,9 @@
 """Writing jobs into Redis: in chunks, each chunk in one MULTI with its `submitted` event.
 
-A job whose id is there already is not queued twice: one that waits or runs is joined, one that is done is left alone if
-its pictures are still where they were put, and one that failed or was canceled is queued again. The ids are WATCHed, so
-two producers that submit the same list at once still queue each job once.
+A job whose id is there already is not queued twice. One that waits or runs is joined, and moved up where it waits less
+urgently than it is asked for now; one that is done is left alone if its pictures are still where they were put; one that
+failed or was canceled is queued again. The ids are WATCHed, so two producers that submit the same list at once still
+queue each job once.
 """
 
 from __future__ import annotations
@@ -21,10 +22,11 @@ from rq.serializers import JSONSerializer
 from renderkiln.schema import names
 from renderkiln.schema.errors import ServerUnavailableError
 from renderkiln.schema.events import Submitted
-from renderkiln.schema.jobs import Job, JobStatus
+from renderkiln.schema.jobs import Job, JobStatus, Priority
 
 from .pictures import are_there
 from .results import JobState, read_states
+from .urgency import is_more_urgent, most_urgent, moves
 
 CHUNK = 500
 
@@ -37,6 +39,8 @@ class Tally:
     images: int = 0
     queued: int = 0
     joined: int = 0
+    #: Of those that were joined: waited in a less urgent queue, and were moved to the one that was asked for now.
+    moved_up: int = 0
     done: int = 0
 
 
@@ -84,24 +88,30 @@ def _enqueue_chunk(
     queues: dict[tuple[str, str], Queue],
     tally: Tally,
 ) -> None:
-    unique = {job.id: job for job in chunk}
+    unique = _unique(chunk)
     while True:
         with connection.pipeline() as pipe:
             pipe.watch(*(RqJob.key_for(job_id) for job_id in unique))
             states = read_states(connection, list(unique))
             fresh, joined, done = [], 0, 0
             stale: list[tuple[Job, JobState]] = []
+            late: list[tuple[str, Priority]] = []
             for job, state in zip(unique.values(), states, strict=True):
                 if state is None:
                     fresh.append(job)
                 elif state.status in (JobStatus.QUEUED, JobStatus.STARTED):
                     joined += 1
+                    if state.status is JobStatus.QUEUED and is_more_urgent(job.priority, state.origin):
+                        late.append((job.id, job.priority))
                 elif state.status is JobStatus.FINISHED and state.result is not None and are_there(state.result):
                     done += 1
                 else:
                     fresh.append(job)
                     stale.append((job, state))
+            moving = moves(connection, late) if late else []
             pipe.multi()
+            for move in moving:
+                move.write(pipe)
             for job, state in stale:
                 _forget(connection, pipe, job, state)
             _push(connection, pipe, fresh, queues)
@@ -109,15 +119,25 @@ def _enqueue_chunk(
                 _list(pipe, chunk, listing, tally)
             _announce(pipe, fresh)
             try:
-                pipe.execute()
+                replies = pipe.execute()
             except redis.WatchError:
                 continue  # somebody else queued or took one of them just now: look again
         tally.jobs += len(chunk)
         tally.images += sum(job.num_images for job in chunk)
         tally.queued += len(fresh)
         tally.joined += joined + len(chunk) - len(unique)
+        tally.moved_up += sum(replies[: len(moving)])
         tally.done += done
         return
+
+
+def _unique(chunk: Sequence[Job]) -> dict[str, Job]:
+    """The jobs by id; of one that is there several times, the most urgent counts."""
+    unique: dict[str, Job] = {}
+    for job in chunk:
+        first = unique.get(job.id, job)
+        unique[job.id] = job if most_urgent(first.priority, job.priority) == job.priority else first
+    return unique
 
 
 def _list(pipe: redis.client.Pipeline, chunk: Sequence[Job], listing: _Listing, tally: Tally) -> None:

@@ -51,6 +51,7 @@ class SubmittedBatch:
     num_jobs: int
     num_images: int
     num_queued: int
+    #: Waiting or running already. Those that waited less urgently were moved up.
     num_joined: int
     num_done: int
 
@@ -110,7 +111,7 @@ class RenderQueue:
         """Queues one job; `fields` are those of `RenderSpec` and `JobOptions`.
 
         `init_image` and `mask_image` may be paths or bytes. Without a `seed`, a random one is drawn. The same job
-        handed in twice is one job; `again=True` renders it anew.
+        handed in twice is one job, at the more urgent of the two priorities; `again=True` renders it anew.
 
         Raises:
             InvalidSpecError, ImageInputError, ModelNotFoundError: and nothing was queued.

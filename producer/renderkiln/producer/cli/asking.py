@@ -69,13 +69,15 @@ def submit(
                     "images": prepared.num_images,
                     "queued": tally.queued,
                     "joined": tally.joined,
+                    "moved_up": tally.moved_up,
                     "done": tally.done,
                 }
             )
         )
         return
     print(f"batch {prepared.batch}: {count(prepared.num_images, 'image')} in {count(prepared.num_jobs, 'job')}")
-    print(f"queued {tally.queued:,}, waiting already {tally.joined:,}, rendered already {tally.done:,}")
+    moved = f" ({tally.moved_up:,} moved up)" if tally.moved_up else ""
+    print(f"queued {tally.queued:,}, waiting already {tally.joined:,}{moved}, rendered already {tally.done:,}")
     if tally.done and not tally.queued:
         print("nothing new to render; --again renders anew, another --seed gives other pictures")
     from renderkiln.producer.fleet import live_workers

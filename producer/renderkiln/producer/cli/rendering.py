@@ -158,7 +158,8 @@ def _queued(prepared: Prepared, tally: Tally) -> str:
     said = f"batch {prepared.batch}: {count(prepared.num_images, 'image')} in {count(prepared.num_jobs, 'job')}"
     parts = [f"{tally.queued:,} queued"]
     if tally.joined:
-        parts.append(f"{tally.joined:,} waiting already")
+        moved = f", {tally.moved_up:,} moved up" if tally.moved_up else ""
+        parts.append(f"{tally.joined:,} waiting already{moved}")
     if tally.done:
         parts.append(f"{tally.done:,} rendered already")
     return f"{said} ({', '.join(parts)})"
