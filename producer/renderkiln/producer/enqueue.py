@@ -1,9 +1,9 @@
 """Writing jobs into Redis: in chunks, each chunk in one MULTI with its `submitted` event.
 
 A job whose id is there already is not queued twice. One that waits or runs is joined, and moved up where it waits less
-urgently than it is asked for now; one that is done is left alone if its pictures are still where they were put; one that
-failed or was canceled is queued again. The ids are WATCHed, so two producers that submit the same list at once still
-queue each job once.
+urgently than it is asked for now. One that is done is left alone if its pictures are still where they were put. One
+that failed or was canceled is queued again. The ids are WATCHed, so two producers that submit the same list at once
+still queue each job once.
 """
 
 from __future__ import annotations

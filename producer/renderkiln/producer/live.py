@@ -15,6 +15,7 @@ from renderkiln.schema import names
 from renderkiln.schema.events import Ended, ImageDone, Progress, Returned, Started, parse_event
 from renderkiln.schema.jobs import JobResult, JobStatus
 
+from .patience import AWAY, Patience
 from .results import read_batch
 from .waiting import final_result
 
@@ -43,6 +44,8 @@ class BatchView:
     failed: list[JobResult] = field(default_factory=list)
     canceled: int = 0
     running: dict[str, Running] = field(default_factory=dict)
+    #: Redis does not answer just now: all this is as it was before.
+    is_cut_off: bool = False
     started_at: float = field(default_factory=time.monotonic)
     images_at_start: int = 0
 
@@ -82,14 +85,27 @@ class Watcher:
         self.view.images_at_start = self.view.images_done
 
     def updates(self, every: float = 0.1) -> Iterator[BatchView]:
-        """Yields until the batch is final, and the last time when it is."""
+        """Yields until the batch is final, and the last time when it is; also while Redis is away.
+
+        Raises:
+            ServerUnavailableError: it was away for too long.
+        """
+        patience = Patience()
         next_look = time.monotonic() + self.RECHECK
         while not self.view.is_final:
             yield self.view
-            self._hear(every)
-            if time.monotonic() > next_look:
-                self._look()
-                next_look = time.monotonic() + self.RECHECK
+            try:
+                self._hear(every)
+                if self.view.is_cut_off or time.monotonic() > next_look:  # what was told meanwhile may be lost
+                    self._look()
+                    next_look = time.monotonic() + self.RECHECK
+            except AWAY as error:
+                self.view.is_cut_off = True
+                patience.missed(error)
+                time.sleep(every)
+            else:
+                self.view.is_cut_off = False
+                patience.answered()
         yield self.view
 
     def close(self) -> None:

@@ -191,6 +191,7 @@ class RenderQueue:
 
         Raises:
             WaitTimeoutError: `timeout` seconds passed. JobFailedError: the job failed or was canceled.
+            ServerUnavailableError: Redis was away for more than two minutes.
         """
         result = next(self.as_completed(job, timeout=timeout))
         if result.status is JobStatus.FINISHED:
@@ -201,7 +202,7 @@ class RenderQueue:
     def as_completed(
         self, what: str | SubmittedJob | SubmittedBatch | Iterable[SubmittedJob], timeout: float | None = None
     ) -> Iterator[JobResult]:
-        """Yields results as jobs end, each once. Raises WaitTimeoutError, NotFoundError."""
+        """Yields results as jobs end, each once. Raises WaitTimeoutError, NotFoundError, ServerUnavailableError."""
         if isinstance(what, (str, SubmittedJob, SubmittedBatch)):
             target = self._target(what)
             job_ids = [target.job_id] if target.job_id is not None else self._ids(target.batch)

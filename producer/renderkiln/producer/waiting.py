@@ -1,13 +1,15 @@
 """Waiting for jobs: woken by the event stream, checked against the jobs themselves.
 
 An event says which job to look at; the job's own record says what came of it. So a lost event costs a few seconds of
-delay and never a hang, and a job that was done before the waiting began is seen at once.
+delay and never a hang, and a job that was done before the waiting began is seen at once. A Redis that is away for a
+while is waited for, too.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
+from functools import partial
 from typing import Any
 
 import redis
@@ -18,6 +20,7 @@ from renderkiln.schema.errors import NotFoundError, WaitTimeoutError
 from renderkiln.schema.events import Ended, parse_event
 from renderkiln.schema.jobs import Failure, JobResult, JobStatus
 
+from .patience import Patience
 from .results import JobState, read_states
 
 #: Seconds between looks at all open jobs, for what no event told us of.
@@ -35,23 +38,26 @@ def as_completed(
 
     Raises:
         WaitTimeoutError: `timeout` seconds passed with jobs still open.
+        ServerUnavailableError: Redis was away for longer than `patience` puts up with.
     """
     deadline = None if timeout is None else time.monotonic() + timeout
+    patience = Patience(deadline)
     open_jobs = set(job_ids)
     total = len(open_jobs)
-    news = EventReader(connection)  # before the first look: what ends after it is heard of
+    news = patience.ask(partial(EventReader, connection))  # before the first look: what ends after it is heard of
     to_check: Iterable[str] = open_jobs
     recheck_at = 0.0
     while open_jobs:
         if time.monotonic() >= recheck_at:
             to_check, recheck_at = open_jobs, time.monotonic() + RECHECK
-        for result in _final(connection, list(to_check), batch):
+        for result in _final(connection, list(to_check), batch, patience):
             open_jobs.discard(result.job_id)
             yield result
         if not open_jobs:
             return
         until = recheck_at if deadline is None else min(recheck_at, deadline)
-        to_check = {job_id for job_id in news.ended(until) if job_id in open_jobs}
+        ended = patience.ask(partial(news.ended, until))
+        to_check = {job_id for job_id in ended if job_id in open_jobs}
         if not to_check and deadline is not None and time.monotonic() >= deadline:
             raise WaitTimeoutError(f"{len(open_jobs)} of {total} jobs were not done within {timeout:g} s.")
 
@@ -66,10 +72,10 @@ def final_result(job_id: str, batch: str, state: JobState | None) -> JobResult |
     return state.result or JobResult(job_id=job_id, batch=batch, status=state.status)
 
 
-def _final(connection: redis.Redis, job_ids: list[str], batch: str) -> Iterator[JobResult]:
+def _final(connection: redis.Redis, job_ids: list[str], batch: str, patience: Patience) -> Iterator[JobResult]:
     for start in range(0, len(job_ids), _CHUNK):
         part = job_ids[start : start + _CHUNK]
-        for job_id, state in zip(part, read_states(connection, part), strict=True):
+        for job_id, state in zip(part, patience.ask(partial(read_states, connection, part)), strict=True):
             if (result := final_result(job_id, batch, state)) is not None:
                 yield result
 

@@ -53,10 +53,11 @@ def _bars(console: Console, views: Iterable[BatchView]) -> None:
 
 
 def _lines(console: Console, views: Iterable[BatchView]) -> None:
-    said_at, said = time.monotonic(), -1
+    said_at, said, was_cut_off = time.monotonic(), -1, False
     for view in views:
-        if view.is_final or (time.monotonic() - said_at >= LINE_EVERY and view.images_done != said):
-            said_at, said = time.monotonic(), view.images_done
+        is_due = time.monotonic() - said_at >= LINE_EVERY and view.images_done != said
+        if view.is_final or is_due or view.is_cut_off != was_cut_off:
+            said_at, said, was_cut_off = time.monotonic(), view.images_done, view.is_cut_off
             said_now = f"{view.images_done} of {view.num_images} images  {_rate(view)}"
             console.print(said_now.rstrip(), markup=False, highlight=False)
 
@@ -69,4 +70,6 @@ def _rate(view: BatchView) -> str:
         parts.append(f"{duration(left)} left")
     if view.failed:
         parts.append(f"{len(view.failed)} failed")
+    if view.is_cut_off:
+        parts.append("Redis does not answer; waiting for it")
     return " · ".join(parts)

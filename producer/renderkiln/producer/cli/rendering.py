@@ -125,7 +125,7 @@ class _Run:
             if self._interrupts:
                 if self._worker.wait(0):
                     return
-            elif not view.is_final:
+            elif not view.is_final and not view.is_cut_off:
                 self._keep_a_worker()
             yield view
 
@@ -136,8 +136,12 @@ class _Run:
 
     def _somebody_else_renders(self) -> bool:
         from renderkiln.producer.fleet import live_workers
+        from renderkiln.producer.patience import AWAY
 
-        workers = live_workers(self._queue.connection)
+        try:
+            workers = live_workers(self._queue.connection)
+        except AWAY:
+            return True  # that cannot be known now; the next view will tell that Redis is away
         return any(set(self._prepared.models) <= set(worker.models) for worker in workers)
 
     def _interrupt(self, signum: int, frame: Any) -> None:
