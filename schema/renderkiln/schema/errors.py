@@ -45,6 +45,20 @@ class PromptListError(BadInputError):
         super().__init__(f"{where}: {message}")
 
 
+class RecipeError(BadInputError):
+    """Raised when a compression recipe cannot be read or does not fit its model; knows the field and the line."""
+
+    kind = "recipe"
+
+    def __init__(
+        self, message: str, *, source: str | None = None, line: int | None = None, field: str | None = None
+    ) -> None:
+        self.message, self.source, self.line, self.field = message, source, line, field
+        place = ":".join(str(part) for part in (source, line) if part is not None)
+        where = ", ".join(part for part in (place, field) if part)
+        super().__init__(f"{where}: {message}" if where else message)
+
+
 class ModelNotFoundError(BadInputError):
     """Raised when no model of that name is on this machine, or on any worker that is up."""
 
@@ -148,6 +162,12 @@ class ConversionCheckError(ConversionError):
     """Raised when a converted stage differs too much from its original; names the stage, the number and the output."""
 
     kind = "conversion_check"
+
+
+class CompressionError(ConversionError):
+    """Raised when a converted model cannot be made smaller; nothing half-written is left."""
+
+    kind = "compression"
 
 
 class RendererDiedError(RenderFailedError):
