@@ -63,6 +63,10 @@ CASES: dict[str, tuple[Callable[[Path], list[str]], list[str]]] = {
     "no prompt at all": (words(), ["nothing to render"]),
     "side of 12": (words("a cat", "--width", "12"), ["width = 12", "multiple of 8"]),
     "1001 steps": (words("a cat", "--num-inference-steps", "1001"), ["num_inference_steps = 1001", "1000"]),
+    "60 steps of LCM": (
+        words("a cat", "--scheduler", "lcm", "--sweep", "num_inference_steps=4,60"),
+        ["prompt:1:1:", "'lcm' makes at most 50 steps"],
+    ),
     "unknown field of a sweep": (words("a cat", "--sweep", "guidence_scale=1,2"), ["guidence_scale"]),
     "label without a value": (words("a cat", "--label", "mine"), ["--label 'mine'", "NAME=VALUE"]),
     "unknown priority": (words("a cat", "--priority", "urgent"), ["priority", "'high', 'normal' or 'low'"]),

@@ -283,7 +283,6 @@ class TestBadRequests:
     @pytest.mark.parametrize(
         ("fields", "said"),
         [
-            ({"scheduler": "lcm", "num_inference_steps": 60}, "'lcm' cannot make 60 steps"),
             ({"scheduler": "ddim", "num_inference_steps": 1000}, "'ddim' cannot make 1000 steps"),
             ({"num_inference_steps": 1000}, "'PNDMScheduler' cannot make 1000 steps"),
         ],

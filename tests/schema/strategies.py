@@ -7,7 +7,7 @@ from typing import Any
 from hypothesis import strategies as st
 
 from renderkiln.schema import JobOptions, RenderSpec, parse_spec
-from renderkiln.schema.schedulers import known_names
+from renderkiln.schema.schedulers import known_names, most_steps
 
 texts = st.text(st.characters(codec="utf-8", exclude_characters="\x00"), max_size=20)
 refs = st.from_regex(r"sha256:[0-9a-f]{64}", fullmatch=True)
@@ -17,15 +17,16 @@ sides = st.none() | st.integers(1, 512).map(lambda eighths: eighths * 8)
 @st.composite
 def specs(draw: st.DrawFn, prompts: st.SearchStrategy[str] = texts) -> RenderSpec:
     """Any valid spec."""
+    scheduler = draw(st.none() | st.sampled_from(known_names()))
     fields: dict[str, Any] = {
         "model": draw(st.sampled_from(["shapes", "owner/a-model.v1", "sd15"])),
         "revision": draw(st.none() | st.sampled_from(["main", "refs/pr/1", "fp16"])),
         "prompt": draw(prompts),
         "negative_prompt": draw(prompts),
         "seed": draw(st.integers(0, 2**32 - 1)),
-        "num_inference_steps": draw(st.integers(1, 1000)),
+        "num_inference_steps": draw(st.integers(1, (scheduler and most_steps(scheduler)) or 1000)),
         "guidance_scale": draw(st.floats(0, 50)),
-        "scheduler": draw(st.none() | st.sampled_from(known_names())),
+        "scheduler": scheduler,
         "width": draw(sides),
         "height": draw(sides),
         "rng": draw(st.sampled_from(["torch", "numpy"])),

@@ -151,6 +151,13 @@ def test_a_mask_needs_an_init_image_and_so_does_a_strength() -> None:
     assert parse_spec({"prompt": "a cat", "init_image": picture, "mask_image": picture}).task == "inpaint"
 
 
+@pytest.mark.parametrize("scheduler", ["lcm", "LCMScheduler", "tcd", "TCD"])
+def test_a_distilled_scheduler_makes_at_most_fifty_steps(scheduler: str) -> None:
+    assert parse_spec({"prompt": "a cat", "scheduler": scheduler, "num_inference_steps": 50}).num_inference_steps == 50
+    with pytest.raises(InvalidSpecError, match=r"at most 50 steps, and num_inference_steps is 51: lower it"):
+        parse_spec({"prompt": "a cat", "scheduler": scheduler, "num_inference_steps": 51})
+
+
 def test_text_that_a_csv_file_holds_is_read_as_numbers() -> None:
     spec, options = parse_request({"prompt": "a cat", "seed": "7", "guidance_scale": "5", "num_images": "2"})
     assert (spec.seed, spec.guidance_scale, options.num_images) == (7, 5.0, 2)

@@ -101,6 +101,10 @@ _ALIASES = {
     "dpm++ 2s a karras": "dpm++ 2s karras",
 }
 
+#: The distilled ones pick their steps out of those that their model was distilled with: diffusers' own number, which
+#: is that of the published models.
+_MOST_STEPS = {"LCMScheduler": 50, "TCDScheduler": 50}
+
 _FOLDED_CLASSES = {name.casefold(): name for name in CLASS_NAMES}
 
 
@@ -135,3 +139,8 @@ def resolve(name: str) -> SchedulerChoice:
     """What a canonical (or any known) name stands for. Raises InvalidSpecError like `canonical_name`."""
     canonical = canonical_name(name)
     return FAMILIAR.get(canonical) or SchedulerChoice(canonical)
+
+
+def most_steps(name: str) -> int | None:
+    """How many steps it makes at most, where its name says so. Raises InvalidSpecError like `canonical_name`."""
+    return _MOST_STEPS.get(resolve(name).class_name)

@@ -14,7 +14,7 @@ from typing_extensions import Self
 
 from .canonical import digest
 from .errors import InvalidSpecError, did_you_mean
-from .schedulers import canonical_name
+from .schedulers import canonical_name, most_steps
 
 MAX_SEED = 2**32 - 1
 MAX_PROMPT = 10_000
@@ -88,6 +88,16 @@ class RenderSpec(Frozen):
         if self.init_image is not None and int(self.num_inference_steps * self.strength) < 1:
             raise ValueError(
                 f"strength {self.strength:g} of {self.num_inference_steps} steps leaves no step: raise one of them"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _scheduler_makes_the_steps(self) -> Self:
+        most = None if self.scheduler is None else most_steps(self.scheduler)
+        if most is not None and self.num_inference_steps > most:
+            raise ValueError(
+                f"scheduler {self.scheduler!r} makes at most {most} steps, and num_inference_steps is "
+                f"{self.num_inference_steps}: lower it, or choose another scheduler"
             )
         return self
 
