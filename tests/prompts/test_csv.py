@@ -25,6 +25,11 @@ def test_columns_are_fields_and_empty_cells_leave_them_open(table: Path) -> None
     assert (first.where.line, second.where.line) == (2, 5)
 
 
+def test_a_lone_cell_of_spaces_is_a_prompt_in_quotes_and_a_blank_line_without(table: Path) -> None:
+    table.write_text('prompt\n"  "\n  \n\n"a\n"\n""\n')
+    assert texts(table) == ["  ", "a\n"]
+
+
 @pytest.mark.parametrize("mark", [";", "\t"])
 def test_other_separators(table: Path, mark: str) -> None:
     table.write_text(f"prompt{mark}seed\na, b{mark}3\n")

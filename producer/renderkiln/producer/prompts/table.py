@@ -46,7 +46,14 @@ def _records(numbered: Iterator[tuple[int, str]], name: str) -> Iterator[tuple[W
             break
     if not first:
         return
-    feed = chain([first], (line for _, line in numbered))
+    line = first
+
+    def remember(each: str) -> str:
+        nonlocal line
+        line = each
+        return each
+
+    feed = map(remember, chain([first], (each for _, each in numbered)))
     reader = csv.reader(feed, delimiter=_delimiter(first), strict=True)
     while True:
         begin = skipped + reader.line_num + 1
@@ -56,7 +63,8 @@ def _records(numbered: Iterator[tuple[int, str]], name: str) -> Iterator[tuple[W
             raise Where(name, begin, 1).error(f"{error}; expected a CSV record, quotes doubled inside quotes") from None
         if cells is None:
             return
-        if cells and (len(cells) > 1 or cells[0].strip()):
+        # A lone cell of spaces is one only in quotes; else it is a blank line.
+        if cells and (len(cells) > 1 or (cells[0] and line.strip())):
             yield Where(name, begin, 1), cells
 
 
