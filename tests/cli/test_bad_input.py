@@ -34,6 +34,11 @@ def folder_as_list(folder: Path) -> list[str]:
     return ["prompts.txt"]
 
 
+def store_in_a_list(folder: Path) -> list[str]:
+    (folder / "list.jsonl").write_text('{"prompt": "a"}\n{"prompt": "b", "store": "nowhere://x"}\n')
+    return ["list.jsonl"]
+
+
 def empty_list(folder: Path) -> list[str]:
     (folder / "empty.txt").write_text("# nothing but a remark\n\n")
     return ["empty.txt"]
@@ -73,6 +78,8 @@ CASES: dict[str, tuple[Callable[[Path], list[str]], list[str]]] = {
     "model that is a path": (words("a cat", "--model", "../x"), ["model = '../x'"]),
     "bytes that are no text": (words(os.fsdecode(b"caf\xe9")), ["prompt"]),
     "store of nobody": (words("a cat", "--out", "~nobody-of-that-name/x"), ["nobody-of-that-name"]),
+    "store of no file system": (words("a cat", "--out", "s4://me:secret@x/y"), ["s4://me:***@x/y", "'s3'"]),
+    "store of no file system in a list": (store_in_a_list, ["list.jsonl:2:", "store: ", "'nowhere'"]),
     "picture to go by that is missing": (words("--like", "no.png"), ["'no.png' does not exist"]),
 }
 
@@ -92,6 +99,16 @@ def test_it_is_refused_before_a_server_is_even_started(
     assert said.out == ""
     for words in expected:
         assert words in said.err
+    assert not alone.status().running
+
+
+def test_a_store_that_cannot_be_written_is_said_before_anything_is_queued(
+    run: Run, alone: EmbeddedServer, no_settings: Path
+) -> None:
+    (no_settings / "file").write_text("in the way")
+    said = run("render", "a cat", "--out", "file/pictures")
+    assert (said.code, said.out) == (1, "")
+    assert "a file is where a folder should be" in said.err
     assert not alone.status().running
 
 

@@ -30,6 +30,7 @@ from .enqueue import Tally, enqueue, requeue
 from .fleet import check_model
 from .inputs import IMAGE_FIELDS, InputCarrier
 from .results import job_ids_of, read_batch, read_states
+from .stores import store_for_jobs
 from .waiting import as_completed, final_result
 
 
@@ -110,8 +111,9 @@ class RenderQueue:
     def submit(self, *, again: bool = False, **fields: Any) -> SubmittedJob:
         """Queues one job; `fields` are those of `RenderSpec` and `JobOptions`.
 
-        `init_image` and `mask_image` may be paths or bytes. Without a `seed`, a random one is drawn. The same job
-        handed in twice is one job, at the more urgent of the two priorities; `again=True` renders it anew.
+        `init_image` and `mask_image` may be paths or bytes; a relative `store` begins at the working folder. Without a
+        `seed`, a random one is drawn. The same job handed in twice is one job, at the more urgent of the two
+        priorities; `again=True` renders it anew.
 
         Raises:
             InvalidSpecError, ImageInputError, ModelNotFoundError: and nothing was queued.
@@ -236,6 +238,8 @@ class RenderQueue:
             given["seed"] = secrets.randbelow(MAX_SEED + 1)
         if any(name in given for name in IMAGE_FIELDS):
             self._inputs.resolve(given)
+        if "store" in given:
+            given["store"] = store_for_jobs(given["store"])
         return parse_request(given)
 
     def _jobs(self, requests: Iterable[Mapping[str, Any]], batch: str, again: str) -> Iterator[Job]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .options import PROMPTS_HELP, AsJson, DataDir, Out, RequestOptions, with_request
-from .wording import count, store_path
+from .wording import count
 
 if TYPE_CHECKING:
     from .preparing import Prepared
@@ -45,11 +45,12 @@ def submit(
     from renderkiln.home.folder import DataFolder
     from renderkiln.home.settings import load
     from renderkiln.producer.inputs import InputCarrier
+    from renderkiln.producer.stores import store_for_jobs
 
     from .preparing import prepare
 
     settings = load(data_dir=data_dir)
-    store = None if out is None else store_path(out)
+    store = None if out is None else store_for_jobs(out)
     carrier = InputCarrier(DataFolder(settings.data_dir))
     prepared = prepare(prompts or [], request, settings, carrier, store=store, like=like)
     if dry_run:

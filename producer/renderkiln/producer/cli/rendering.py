@@ -13,7 +13,7 @@ import typer
 from renderkiln.schema.errors import EXIT_FAILED, EXIT_INTERRUPTED
 
 from .options import PROMPTS_HELP, AsJson, DataDir, Out, RequestOptions, with_request
-from .wording import count, store_path
+from .wording import count
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -56,11 +56,12 @@ def render(
     from renderkiln.home.settings import load
     from renderkiln.producer.inputs import InputCarrier
     from renderkiln.producer.local_worker import LocalWorker
+    from renderkiln.producer.stores import store_for_jobs
 
     from .preparing import prepare
 
     settings = load(data_dir=data_dir, out=out, engine=engine, device=device)
-    store = store_path(settings.out)
+    store = store_for_jobs(settings.out)
     carrier = InputCarrier(DataFolder(settings.data_dir))
     prepared = prepare(prompts, request, settings, carrier, store=store)
     if dry_run:
@@ -69,7 +70,10 @@ def render(
         print_plan(prepared, as_json)
         return
     LocalWorker.check()
+    from renderkiln.home.store import Store
     from renderkiln.producer.queue import RenderQueue
+
+    Store(store).check()  # the worker would find out, too, with everything queued
 
     console = Console(stderr=True)
     queue = RenderQueue(settings=settings, inputs=carrier)

@@ -1,4 +1,4 @@
-"""How the commands put numbers and places into words."""
+"""How the commands put numbers into words."""
 
 from __future__ import annotations
 
@@ -16,10 +16,3 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60} s"
     return f"{whole // 3600} h {whole % 3600 // 60} min"
-
-
-def store_path(out: str) -> str:
-    """A store as jobs carry it: a folder's absolute path, since a worker runs elsewhere, or a URL as it is."""
-    from renderkiln.home.folder import absolute
-
-    return out if "://" in out else str(absolute(out))

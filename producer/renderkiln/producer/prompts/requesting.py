@@ -1,4 +1,4 @@
-"""From items to requests: pictures resolved, and everything checked that can be checked without a worker."""
+"""From items to requests: pictures and stores resolved, and everything checked that can be checked without a worker."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from typing import Any, TypeAlias
 
 from pydantic import ValidationError
 
+from renderkiln.producer.stores import store_for_jobs
 from renderkiln.schema import JobOptions, RenderSpec, parse_request
-from renderkiln.schema.errors import ImageInputError, InvalidSpecError
+from renderkiln.schema.errors import BadInputError, InvalidSpecError
 
 from .expand import Seen
 from .fields import IMAGE_FIELDS
@@ -33,7 +34,7 @@ def requests(lists: Iterable[PromptList], resolve_image: ResolveImage) -> Iterat
     seen = Seen()
     for each in lists:
         for item in each.items(seen):
-            fields = _with_images(item, resolve_image)
+            fields = _resolved(item, resolve_image)
             try:
                 spec, options = parse_request(fields)
             except InvalidSpecError as error:
@@ -58,18 +59,19 @@ def summary(asked: Iterable[Request]) -> Summary:
     return Summary(jobs, images)
 
 
-def _with_images(item: Item, resolve_image: ResolveImage) -> dict[str, Any]:
-    if not any(name in item.fields for name in IMAGE_FIELDS):
+def _resolved(item: Item, resolve_image: ResolveImage) -> dict[str, Any]:
+    """The fields with the paths that begin at the list's folder (or the working one, for flags) made good."""
+    if not any(name in item.fields for name in (*IMAGE_FIELDS, "store")):
         return item.fields
     fields = dict(item.fields)
-    for name in IMAGE_FIELDS:
+    for name in (*IMAGE_FIELDS, "store"):
         path = fields.get(name)
         if path is None or path.startswith("sha256:"):
             continue
         folder = Path() if name in item.outside else item.folder
         try:
-            fields[name] = resolve_image(path, folder)
-        except ImageInputError as error:
+            fields[name] = (store_for_jobs if name == "store" else resolve_image)(path, folder)
+        except BadInputError as error:
             raise item.place(name).error(f"{name}: {error}") from error
     return fields
 
