@@ -88,7 +88,7 @@ def read_function(program: Any, name: str, files: Files) -> Graph:
         node = _read_operation(operation, where, graph, files)
         made = [each.name for each in operation.outputs]
         if node is not None:
-            unknown = [each for each in node.every_input() if each not in known]
+            unknown = [each for each in node.every_input() if each not in known and each not in graph.constants]
             if unknown:
                 raise ModelLoadError(f"{where} ({operation.type}) reads {unknown[0]}, which nothing before it makes")
             graph.nodes.append(node)
