@@ -6,8 +6,9 @@ become positions in a list. Running is a loop over steps that looks at nothing e
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -48,17 +49,25 @@ class Program:
     #: The slots before the first step: constants in place, the rest None.
     slots: tuple[Any, ...]
     input_slots: dict[str, int]
+    #: Where the constants that operations are called with lie, by name.
+    constant_slots: dict[str, int]
     #: Input slots that no step reads.
     unread: tuple[int, ...]
     #: The largest number of values, inputs included and constants not, that are held at one time.
     peak_values: int
 
-    def run(self, inputs: dict[str, torch.Tensor], check: bool = False) -> dict[str, torch.Tensor]:
+    def run(
+        self,
+        inputs: dict[str, torch.Tensor],
+        check: bool = False,
+        constants: Mapping[str, torch.Tensor] = MappingProxyType({}),
+    ) -> dict[str, torch.Tensor]:
         """Evaluates the function.
 
         Args:
             inputs: a tensor for each input, in the type that carries its declared one.
             check: whether to compare each value's shape and type with what the spec declares.
+            constants: taken, for this run, in place of the constants of these names.
 
         Returns:
             A tensor for each output; it may share memory with an input or a constant.
@@ -69,6 +78,8 @@ class Program:
         slots = list(self.slots)
         for name, slot in self.input_slots.items():
             slots[slot] = inputs[name]
+        for name, value in constants.items():
+            slots[self.constant_slots[name]] = value
         for slot in self.unread:
             slots[slot] = None
         for step in self.steps:
@@ -189,6 +200,7 @@ def prepare(graph: Graph, *, rounds: bool) -> Program:
         steps=tuple(steps),
         slots=tuple(slots.values),
         input_slots=input_slots,
+        constant_slots={name: slots.of[name] for name in graph.constants if name in slots.of},
         unread=unread,
         peak_values=slots.peak,
     )

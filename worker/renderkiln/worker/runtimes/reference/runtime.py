@@ -76,22 +76,27 @@ class ReferenceRuntime:
         """The largest number of values that are held at one time, inputs included and constants not."""
         return max(part.program.peak_values for part in self._parts)
 
-    def predict(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+    def predict(self, inputs: Mapping[str, Array], *, constants: Mapping[str, Array] | None = None) -> dict[str, Array]:
         """Runs the model once.
 
         Args:
             inputs: an array for each of `inputs`, of its dtype and of one of its shapes.
+            constants: taken, for this run, in place of the model's constants of these names, of the same shapes and
+                dtypes: what would come out if this weight were another?
 
         Returns:
             An array for each of `outputs`, of its dtype; none shares memory with an input.
 
         Raises:
-            PredictionError: an input is missing, unknown, or does not fit; or the model cannot be evaluated.
+            PredictionError: an input or a constant is missing, unknown, or does not fit; or the model cannot be
+                evaluated.
         """
         _check_inputs(self._inputs, inputs)
+        if constants and len(self._parts) > 1:
+            raise PredictionError("a pipeline's constants cannot be replaced: its models may have some of one name")
         pool: dict[str, Array] = dict(inputs)
         for part in self._parts:
-            pool.update(part.predict({name: pool[name] for name in part.inputs}))
+            pool.update(part.predict({name: pool[name] for name in part.inputs}, constants or {}))
         return {name: pool[name] for name in self._outputs}
 
 
@@ -119,12 +124,13 @@ class _Part:
         #: The shapes of inputs with which every value was found to be as declared.
         self._checked: set[tuple[Shape, ...]] = set()
 
-    def predict(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+    def predict(self, inputs: Mapping[str, Array], constants: Mapping[str, Array]) -> dict[str, Array]:
         _check_inputs(self.inputs, inputs)
+        replaced = {name: self._constant(name, array) for name, array in constants.items()}
         shapes = tuple(tuple(inputs[name].shape) for name in self.inputs)
         with torch.inference_mode():
             tensors = {name: _tensor(array) for name, array in inputs.items()}
-            results = self.program.run(tensors, check=shapes not in self._checked)
+            results = self.program.run(tensors, check=shapes not in self._checked, constants=replaced)
             self._checked.add(shapes)
             # A copy each: a result may be a view of an input, of a constant, or of another result.
             arrays = {name: np.array(results[name].numpy(), _NUMPY[f.info.dtype]) for name, f in self.outputs.items()}
@@ -133,6 +139,19 @@ class _Part:
             if wrong is not None:
                 raise PredictionError(f"the model's output is not what it declares: {wrong}")
         return arrays
+
+    def _constant(self, name: str, array: Array) -> torch.Tensor:
+        """What takes a constant's place."""
+        slot = self.program.constant_slots.get(name)
+        if slot is None:
+            raise PredictionError(f"the model has no constant {name!r} that an operation is called with")
+        value, before = _tensor(array), self.program.slots[slot]
+        if value.shape != before.shape or value.dtype != before.dtype:
+            raise PredictionError(
+                f"the constant {name} is {before.dtype} {tuple(before.shape)}; "
+                f"{value.dtype} {tuple(value.shape)} cannot take its place"
+            )
+        return value
 
 
 def _tensor(array: Array) -> torch.Tensor:
