@@ -7,19 +7,20 @@ norms, biases, masks and whatever is compressed already.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
 from dataclasses import dataclass
-from pathlib import Path
+from functools import lru_cache
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
-from renderkiln.schema.errors import BadInputError, ModelLoadError
+from renderkiln.schema.errors import BadInputError
 
 from ...runtimes.mlpackage import Package
+from ...runtimes.reference.graph import Graph, Node, read_function
+from ...runtimes.reference.weights import Constant, WeightFile
 
-#: A weight of fewer elements is not worth its palette (coremltools' own bound).
+#: A weight of no more elements is not worth its palette (coremltools' own bound).
 LEAST_ELEMENTS = 2048
 #: The inputs of an operation that are weights.
 _WEIGHT_INPUTS = {
@@ -29,97 +30,73 @@ _WEIGHT_INPUTS = {
     "matmul": ("x", "y"),
     "einsum": ("values",),
 }
-#: Specification version of packages made for macOS 15 and iOS 18.
-MACOS_15 = 9
+_ITEMSIZE = {"fp16": 2, "fp32": 4}
 
 
 @dataclass(frozen=True)
 class Layer:
-    """One weight that can be compressed."""
+    """One weight that can be compressed; it stays in its file until `weight` is asked for."""
 
     name: str
     shape: tuple[int, ...]
     #: Bytes of an element as it is: 2 or 4.
     itemsize: int
+    _constant: Constant
 
     @property
     def elements(self) -> int:
-        return int(np.prod(self.shape))
+        return math.prod(self.shape)
 
     @property
     def dense_bytes(self) -> int:
         return self.elements * self.itemsize
 
+    @property
+    def weight(self) -> NDArray[Any]:
+        """The weight itself, float16 or float32: a view of the mapped file."""
+        values: NDArray[Any] = self._constant.value
+        return values
 
-def load_program(package: Package) -> Any:
-    """The package's ML program with all its weights in memory, as coremltools reads it.
+
+def read_graph(package: Package) -> Graph:
+    """The package's ML program; its weights stay in their files.
 
     Raises:
-        BadInputError: it is another kind of model than one ML program.
-        ModelLoadError: it, or its weights, cannot be read.
+        BadInputError: it is another kind of model than one ML program with one function.
+        ModelLoadError: it cannot be read, or a weight file is truncated.
     """
     spec = package.read_spec()
     kind = spec.WhichOneof("Type")
     if kind != "mlProgram":
         hint = " Compress the models that it is made of." if "ipeline" in kind else ""
         raise BadInputError(f"{package.path} is a {kind}; only ML programs can be compressed.{hint}")
-    if len(spec.mlProgram.functions) != 1:
-        names = ", ".join(sorted(spec.mlProgram.functions))
-        raise BadInputError(f"{package.path} holds several functions ({names}); coremltools compresses only one")
-    from coremltools.converters.mil.frontend.milproto.load import load
-
-    try:
-        return load(
-            spec,
-            specification_version=spec.specificationVersion,
-            file_weights_dir=str(weights_folder(package)),
+    names = sorted(spec.mlProgram.functions)
+    if len(names) != 1:
+        raise BadInputError(
+            f"{package.path} holds several functions ({', '.join(names)}); coremltools can compress only one"
         )
-    except Exception as error:  # whatever coremltools and its C++ reader raise on a damaged file
-        raise ModelLoadError(f"{package.path} cannot be read, its weights may be truncated: {error}") from error
+    return read_function(spec.mlProgram, names[0], lru_cache(lambda name: WeightFile(package.resolve(name))))
 
 
-def weights_folder(package: Package) -> Path:
-    """The folder of its weight files; may not exist."""
-    return package.spec_path.parent / "weights"
-
-
-def find_layers(program: Any) -> dict[str, NDArray[Any]]:
-    """The weights that can be compressed, by name, in the program's order.
-
-    Raises:
-        ModelLoadError: one of them holds NaN or an infinity, which no palette can stand for.
-    """
-    found: dict[str, NDArray[Any]] = {}
-    for function in program.functions.values():
-        for operation in _operations(function):
-            if operation.op_type == "const" and _is_weight(operation):
-                found[operation.name] = operation.outputs[0].val
-    for name, weight in found.items():
-        if not np.isfinite(weight).all():
-            raise ModelLoadError(f"the weight {name} holds NaN or infinite values; convert the model again")
+def find_layers(graph: Graph) -> dict[str, Layer]:
+    """The weights that can be compressed, by name, in the order of their first use."""
+    users: dict[str, list[Node]] = {}
+    for node in graph.nodes:
+        for name in dict.fromkeys(node.every_input()):
+            users.setdefault(name, []).append(node)
+    found = {}
+    for name, nodes in users.items():
+        constant = graph.constants.get(name)
+        if constant is None or name in graph.outputs or not all(_multiplies_with(node, name) for node in nodes):
+            continue
+        shape = constant.type.static_shape
+        itemsize = _ITEMSIZE.get(constant.type.dtype)
+        # What is no blob stands in the spec itself, too small to count.
+        if itemsize and constant.file is not None and len(shape) >= 2 and math.prod(shape) > LEAST_ELEMENTS:
+            found[name] = Layer(name, shape, itemsize, constant)
     return found
 
 
-def _operations(block: Any) -> Iterator[Any]:
-    for operation in block.operations:
-        for inner in operation.blocks:
-            yield from _operations(inner)
-        yield operation
-
-
-def _is_weight(constant: Any) -> bool:
-    value = constant.outputs[0].val
-    if not isinstance(value, np.ndarray) or value.dtype not in (np.float16, np.float32):
-        return False
-    if value.ndim < 2 or value.size <= LEAST_ELEMENTS:
-        return False
-    users = constant.outputs[0].child_ops
-    return bool(users) and all(_multiplies_with(user, constant.outputs[0]) for user in users)
-
-
-def _multiplies_with(user: Any, variable: Any) -> bool:
-    for name, value in user.inputs.items():
-        held = value if isinstance(value, (list, tuple)) else (value,)
-        if any(each is variable for each in held) and name not in _WEIGHT_INPUTS.get(user.op_type, ()):
-            return False
-    return user.op_type in _WEIGHT_INPUTS
+def _multiplies_with(node: Node, name: str) -> bool:
+    weights = _WEIGHT_INPUTS.get(node.type, ())
+    return all(parameter in weights for parameter, names in node.inputs.items() if name in names)

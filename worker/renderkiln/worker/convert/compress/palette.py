@@ -13,7 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from renderkiln.schema.errors import ModelLoadError
+
 _CODES = 1 << 16
+_PIECE = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -37,12 +40,18 @@ class Palette:
 
 
 def find_palette(weight: NDArray[Any], nbits: int) -> Palette:
-    """The best palette of `2**nbits` values for a weight (float16 or float32, all finite)."""
+    """The best palette of `2**nbits` values for a weight (float16 or float32).
+
+    Raises:
+        ModelLoadError: the weight holds NaN or an infinity, which no palette can stand for.
+    """
     from coremltools._deps import kmeans1d
 
     scale = 1.0 if weight.dtype == np.float16 else float(np.abs(weight).max(initial=0.0)) or 1.0
-    counts = np.bincount(_codes(weight, scale), minlength=_CODES)
+    counts = _count(weight, scale)
     present = np.flatnonzero(counts).astype(np.uint16)
+    if not np.isfinite(scale) or not np.isfinite(present.view(np.float16)).all():
+        raise ModelLoadError("it holds NaN or infinite values; convert the model again")
     order = np.argsort(present.view(np.float16), kind="stable")
     present = present[order]
     points = present.view(np.float16).astype(np.float64)
@@ -52,6 +61,15 @@ def find_palette(weight: NDArray[Any], nbits: int) -> Palette:
     table = np.zeros(_CODES, dtype=np.uint8)
     table[present] = found.clusters
     return Palette(values=values, table=table, scale=scale)
+
+
+def _count(weight: NDArray[Any], scale: float) -> NDArray[np.int64]:
+    """How often each code occurs. In pieces, because counting widens what it counts to eight bytes."""
+    counts = np.zeros(_CODES, dtype=np.int64)
+    flat = weight.reshape(-1)
+    for start in range(0, flat.size, _PIECE):
+        counts += np.bincount(_codes(flat[start : start + _PIECE], scale), minlength=_CODES)
+    return counts
 
 
 def _codes(weight: NDArray[Any], scale: float) -> NDArray[np.uint16]:

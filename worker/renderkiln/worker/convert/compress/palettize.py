@@ -21,11 +21,13 @@ from renderkiln.schema.errors import BadInputError, CompressionError, ModelLoadE
 
 from ...runtimes.mlpackage import Package, open_package
 from .coremltools_quietly import quietly, temporary_files_in
-from .layers import MACOS_15, find_layers, load_program
+from .layers import Layer, find_layers, read_graph
 from .palette import Palette, find_palette
 from .recipe import UNTOUCHED, Recipe, uniform
 from .writing import new_folder
 
+#: Specification version of packages made for macOS 15 and iOS 18.
+_MACOS_15 = 9
 #: Told of what is being done, and how many of how many layers are done.
 Progress = Callable[[str, int, int], None]
 CLUSTERING, WRITING = "finding palettes", "writing"
@@ -104,16 +106,10 @@ def palettize(
     _check_target(package, target)
     opened = open_package(package)
     with quietly(), new_folder(beside=target) as folder, temporary_files_in(folder):
-        program = load_program(opened)
-        weights = find_layers(program)
-        bits = (recipe or Recipe()).assign(weights, nbits=default)
-        _check(opened, weights, bits)
-        chosen = {name: weights[name] for name, width in bits.items() if width != UNTOUCHED}
-        palettes = _find_palettes(chosen, bits, tell, threads)
-        results = tuple(
-            LayerResult(name=name, shape=tuple(weight.shape), nbits=bits[name]) for name, weight in weights.items()
-        )
-        del program, weights, chosen  # coremltools reads them again, and big ones should not be there twice
+        layers = find_layers(read_graph(opened))
+        bits = (recipe or Recipe()).assign(layers, nbits=default)
+        _check(opened, layers, bits)
+        palettes = _find_palettes(layers, bits, tell, threads)
         written = _write(opened, folder / target.name, palettes, tell)
         size = written.size
         try:
@@ -126,7 +122,7 @@ def palettize(
         bytes_before=opened.size,
         bytes_after=size,
         seconds=time.monotonic() - started,
-        layers=results,
+        layers=tuple(LayerResult(name=name, shape=layer.shape, nbits=bits[name]) for name, layer in layers.items()),
     )
 
 
@@ -143,30 +139,38 @@ def _check_target(package: Path, target: Path) -> None:
         raise BadInputError(f"{target} {what}")
 
 
-def _check(package: Package, weights: Mapping[str, Any], bits: Mapping[str, int]) -> None:
-    if not weights:
+def _check(package: Package, layers: Mapping[str, Layer], bits: Mapping[str, int]) -> None:
+    if not layers:
         raise BadInputError(f"{package.path} has no weights to compress: they are compressed already, or very small")
     if all(width == UNTOUCHED for width in bits.values()):
         raise BadInputError(f"the recipe leaves every weight of {package.path} as it is")
-    if 3 in bits.values() and package.read_spec().specificationVersion < MACOS_15:
+    if 3 in bits.values() and package.read_spec().specificationVersion < _MACOS_15:
         raise BadInputError(f"{package.path} was converted for a system before macOS 15, which has no 3-bit palettes")
 
 
 def _find_palettes(
-    weights: Mapping[str, NDArray[Any]], bits: Mapping[str, int], tell: Progress, threads: int | None
+    layers: Mapping[str, Layer], bits: Mapping[str, int], tell: Progress, threads: int | None
 ) -> dict[str, Palette]:
     # Threads do, because the clustering is C code that lets go of Python's lock; a fork would crash on macOS.
     found: dict[str, Palette] = {}
+    chosen = [layer for name, layer in layers.items() if bits[name] != UNTOUCHED]
     with ThreadPoolExecutor(threads or os.cpu_count() or 1) as pool:
-        waiting = {name: pool.submit(find_palette, weight, bits[name]) for name, weight in weights.items()}
+        waiting = {layer.name: pool.submit(_find_palette, layer, bits[layer.name]) for layer in chosen}
         try:
             for name, future in waiting.items():
                 found[name] = future.result()
-                tell(CLUSTERING, len(found), len(weights))
+                tell(CLUSTERING, len(found), len(chosen))
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
     return found
+
+
+def _find_palette(layer: Layer, nbits: int) -> Palette:
+    try:
+        return find_palette(layer.weight, nbits)
+    except ModelLoadError as error:
+        raise ModelLoadError(f"the weight {layer.name}: {error}") from error
 
 
 def _write(package: Package, path: Path, palettes: Mapping[str, Palette], tell: Progress) -> Package:
@@ -200,14 +204,10 @@ def _read_back(path: Path, expected: int) -> Package:
     """Opens what was written: its C++ writer does not always notice a full disk."""
     try:
         written = open_package(path)
-        program = load_program(written)
+        graph = read_graph(written)
     except ModelLoadError as error:
         raise CompressionError(f"what was written cannot be read back; is the disk full? ({error})") from error
-    found = sum(
-        operation.op_type == "constexpr_lut_to_dense"
-        for function in program.functions.values()
-        for operation in function.operations
-    )
+    found = sum(node.type == "constexpr_lut_to_dense" for node in graph.nodes)
     if found != expected:
         raise CompressionError(f"{path.name} holds {found} palettes instead of {expected}")
     return written

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 from typing import Annotated, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 
 from renderkiln.schema.errors import RecipeError, did_you_mean
 
@@ -25,7 +25,14 @@ WIDTHS: tuple[int, ...] = get_args(Width)
 #: What a recipe calls a weight that stays as it is.
 UNTOUCHED: Literal[16] = 16
 
-Bits = Literal[1, 2, 3, 4, 6, 8, 16]
+
+def _whole(value: object) -> object:
+    if type(value) is not int:  # to Python, True and 1.0 are equal to 1
+        raise ValueError("must be a whole number")
+    return value
+
+
+Bits = Annotated[Literal[1, 2, 3, 4, 6, 8, 16], BeforeValidator(_whole)]
 Pattern = Annotated[str, StringConstraints(min_length=1, max_length=1000, pattern=r"^\S+$")]
 
 
@@ -34,7 +41,7 @@ class Recipe(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    version: Literal[1] = 1
+    version: Annotated[Literal[1], BeforeValidator(_whole)] = 1
     #: Free text: where the recipe comes from.
     note: str = Field(default="", max_length=10_000)
     #: For every layer that `layers` does not name. Without it those layers stay as they are.
