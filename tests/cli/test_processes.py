@@ -95,6 +95,14 @@ def test_a_reader_that_never_came_is_no_error_either(no_settings: Path) -> None:
     assert said.stderr == ""
 
 
+def test_output_that_cannot_be_written_is_one_line(no_settings: Path) -> None:
+    (no_settings / "read-only").touch()
+    command = [sys.executable, "-m", "renderkiln.producer", "config"]
+    with (no_settings / "read-only").open() as unwritable:
+        said = subprocess.run(command, stdout=unwritable, stderr=subprocess.PIPE, text=True)
+    assert (said.returncode, said.stderr) == (1, "renderkiln: the system refused: Bad file descriptor\n")
+
+
 def test_ctrl_c_only_stops_watching(fleet: Settings, server: EmbeddedServer, run: Run) -> None:
     batch = run("submit", "a cat", "--json").json["batch"]
     worker = FakeWorker(server.client())

@@ -41,7 +41,9 @@ def test_a_url_leads_to_that_redis_and_no_server_is_started(settings: Settings, 
     found.redis.close()
 
 
-@pytest.mark.parametrize("url", ["mini-1:6379", "http://mini-1", "redis://mini-1:port", "", "redis//x"])
+@pytest.mark.parametrize(
+    "url", ["mini-1:6379", "http://mini-1", "redis://mini-1:port", "", "redis//x", "redis://127.0.0.1?unheard_of=1"]
+)
 def test_what_is_no_redis_url_is_a_setting_to_correct(url: str) -> None:
     with pytest.raises(SettingsError, match="not a Redis URL"):
         connect(Settings(redis_url=url))

@@ -90,6 +90,15 @@ def test_retry_of_one_job_makes_no_batch_of_its_own(queue: RenderQueue, worker: 
     assert again == job
 
 
+def test_what_is_no_job_of_ours_is_neither_queued_again_nor_in_the_way(queue: RenderQueue, worker: FakeWorker) -> None:
+    batch = queue.submit_many({"prompt": f"cat {number}"} for number in range(2))
+    while (job := worker.take()) is not None:
+        worker.fail(job)
+    queue.connection.hset(f"rq:job:{worker.taken[0]}", "data", b"somebody else's")
+    assert queue.retry(batch) == 1
+    assert queue.status(batch) == BatchStatus(batch.id, queued=1, failed=1)
+
+
 def test_a_retried_job_of_two_batches_is_heard_of_in_both(queue: RenderQueue, worker: FakeWorker) -> None:
     first = queue.submit_many([{"prompt": "a cat", "seed": 1}])
     second = queue.submit_many([{"prompt": "a cat", "seed": 1}])

@@ -8,14 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
 from PIL import Image
 from tests.fakes import FakeWorker, job_keys
 
 from renderkiln.home.folder import DataFolder
+from renderkiln.home.settings import Settings
 from renderkiln.producer import RenderQueue
 from renderkiln.producer.inputs import InputCarrier
 from renderkiln.schema import names
-from renderkiln.schema.errors import ImageInputError
+from renderkiln.schema.errors import ImageInputError, SettingsError
 
 
 def png(colour: str = "red") -> bytes:
@@ -105,3 +107,22 @@ def test_a_list_names_the_request_whose_picture_is_missing(queue: RenderQueue, p
     with pytest.raises(ImageInputError, match=r"request 2: .*missing\.png"):
         queue.submit_many(requests())
     assert job_keys(queue.connection) == []
+
+
+def test_a_data_folder_that_cannot_be_written_is_said_and_nothing_queued(
+    settings: Settings, connection: redis.Redis, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    client = RenderQueue(settings=settings.model_copy(update={"data_dir": tmp_path / "file" / "data"}))
+    with pytest.raises(SettingsError, match=r"cannot be made.*--data-dir"):
+        client.submit(prompt="a cat", init_image=png(), strength=0.5)
+    assert job_keys(connection) == []
+    client.close()
+
+
+def test_a_kept_picture_that_a_power_cut_emptied_is_written_anew(queue: RenderQueue, picture: Path) -> None:
+    queue.submit(prompt="a cat", init_image=picture, strength=0.5)
+    (kept,) = queue.folder.blobs.iterdir()
+    kept.write_bytes(b"")
+    queue.submit(prompt="a dog", init_image=png(), strength=0.5)
+    assert kept.read_bytes() == png()

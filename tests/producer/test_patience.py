@@ -134,3 +134,16 @@ def test_the_command_that_watches_says_that_it_waits_and_goes_on(mortal: Embedde
         out, err = watching.communicate(timeout=120)
     assert (watching.returncode, err) == (0, "")
     assert out.splitlines()[-1] == f"{batch.id}: 2 of 2 images, 0 failed, 0 canceled"
+
+
+def test_what_does_not_wait_fails_with_an_error_of_ours(mortal: EmbeddedServer, queue: RenderQueue) -> None:
+    job = queue.submit(prompt="a cat", seed=7)
+    results = queue.results(job)
+    kill_server(mortal)
+    for ask in (queue.status, queue.cancel, queue.retry):
+        with pytest.raises(ServerUnavailableError, match="Redis failed|Redis stopped taking jobs"):
+            ask(job)
+    with pytest.raises(ServerUnavailableError, match="Redis failed"):
+        next(results)
+    with pytest.raises(ServerUnavailableError):
+        queue.submit(prompt="a dog")

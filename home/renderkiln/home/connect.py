@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import redis
@@ -52,6 +54,8 @@ def connect(settings: Settings) -> Connection:
         raise SettingsError(f"redis_url {shown!r} is not a Redis URL: {error}") from None
     try:
         client.ping()
+    except TypeError as error:  # an option in the URL that redis-py does not have
+        raise SettingsError(f"redis_url {shown!r} is not a Redis URL: {error}") from None
     except redis.AuthenticationError as error:
         raise ServerUnavailableError(f"Redis at {shown} refuses us: {error}. Check user and password.") from None
     except redis.RedisError as error:
@@ -59,3 +63,12 @@ def connect(settings: Settings) -> Connection:
             f"Redis at {shown} does not answer: {error}. Is it up, and is RENDERKILN_REDIS_URL right?"
         ) from None
     return Connection(client, f"Redis at {shown}")
+
+
+@contextmanager
+def answering() -> Iterator[None]:
+    """Turns what redis-py raises inside into ServerUnavailableError, so that callers know one root of errors alone."""
+    try:
+        yield
+    except redis.RedisError as error:
+        raise ServerUnavailableError(f"Redis failed: {error}. Is it up, and not full?") from error

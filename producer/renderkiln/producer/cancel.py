@@ -41,12 +41,12 @@ def _cancel_one(connection: redis.Redis, job_id: str) -> bool:
                 return False
             pipe.multi()
             pipe.hset(key, names.CANCEL_FIELD, "1")
-            if state.status is JobStatus.QUEUED:
-                _end_as_canceled(connection, pipe, job_id)
             try:
+                if state.status is JobStatus.QUEUED:
+                    _end_as_canceled(connection, pipe, job_id)
                 pipe.execute()
-            except redis.WatchError:
-                continue  # it was just taken, or it just ended: look again
+            except (redis.WatchError, NoSuchJobError):
+                continue  # it was just taken or forgotten, or it just ended: look again
         if state.status is JobStatus.STARTED:
             # The worker would see the mark with its next heartbeat; this makes it at once.
             with contextlib.suppress(InvalidJobOperation, NoSuchJobError):
@@ -77,9 +77,16 @@ def _end_as_canceled(connection: redis.Redis, pipe: redis.client.Pipeline, job_i
 
 
 def ended_jobs(connection: redis.Redis, job_ids: Iterable[str]) -> Iterator[Job]:
-    """The jobs among these that failed or were canceled, as they were queued; `enqueue` queues them again."""
+    """The jobs among these that failed or were canceled, as they were queued; `requeue` queues them again.
+
+    What was refused because it is no job of ours stays as it is.
+    """
     for job_id in job_ids:
         (state,) = read_states(connection, [job_id])
         if state is None or state.status not in (JobStatus.FAILED, JobStatus.CANCELED):
             continue
-        yield read_payload(RqJob.fetch(job_id, connection=connection, serializer=JSONSerializer).data)
+        try:
+            job = read_payload(RqJob.fetch(job_id, connection=connection, serializer=JSONSerializer).data)
+        except (NoSuchJobError, InvalidSpecError):
+            continue
+        yield job

@@ -11,6 +11,7 @@ import redis
 
 from renderkiln.home.folder import DataFolder
 from renderkiln.home.pictures.inputs import InputImage, check_input_bytes, check_input_image
+from renderkiln.home.store import Store
 from renderkiln.schema import names
 from renderkiln.schema.errors import ImageInputError
 
@@ -68,17 +69,15 @@ class InputCarrier:
 
         Raises:
             ImageInputError: a file is gone or was changed since it was added.
+            SettingsError, StoreError: the data folder cannot be written.
         """
         for reference, source in self._pending.items():
             sha256 = reference.removeprefix(_PREFIX)
             data = source if isinstance(source, bytes) else _read_again(source, reference)
             connection.set(names.blob(sha256), data, ex=names.BLOB_TTL)
-            path = self._folder.blobs / sha256
-            if not path.exists():
-                path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-                part = path.with_name(f".{sha256}.{os.getpid()}.part")
-                part.write_bytes(data)
-                part.replace(path)
+            kept = Store(self._folder.ensure().blobs)
+            if not kept.matches(kept.url_of(sha256), size=len(data)):
+                kept.put(sha256, data)
         self._pending.clear()
 
     def _keep(self, image: InputImage, path: Path | None = None) -> str:

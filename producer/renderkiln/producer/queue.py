@@ -16,7 +16,7 @@ from typing import Any
 
 import redis
 
-from renderkiln.home.connect import connect
+from renderkiln.home.connect import answering, connect
 from renderkiln.home.folder import DataFolder
 from renderkiln.home.pictures.naming import slug
 from renderkiln.home.settings import Settings, load
@@ -78,7 +78,7 @@ class BatchStatus:
 
 
 class RenderQueue:
-    """A client of the render queue.
+    """A client of the render queue. Every method may raise ServerUnavailableError, where Redis fails.
 
     Args:
         url: a Redis URL; where None, RENDERKILN_REDIS_URL or the embedded server of the data folder.
@@ -148,6 +148,7 @@ class RenderQueue:
         """Queues jobs that are made already, after the pictures that they start from."""
         return enqueue(self.connection, self._sending_inputs(jobs), batch, name)
 
+    @answering()
     def check(self, models: Iterable[str]) -> None:
         """Raises ModelNotFoundError where one of the models is known to be nowhere."""
         for model in models:
@@ -160,6 +161,7 @@ class RenderQueue:
 
     # Looking.
 
+    @answering()
     def status(self, what: str | SubmittedJob | SubmittedBatch) -> JobStatus | BatchStatus:
         """Where a job, or the jobs of a batch, stand. Raises NotFoundError."""
         target = self._target(what)
@@ -179,14 +181,15 @@ class RenderQueue:
         return self._results(self._target(what))
 
     def _results(self, target: _Target) -> Iterator[JobResult]:
-        rows = (
-            read_batch(self.connection, target.batch)
-            if target.job_id is None
-            else zip([target.job_id], read_states(self.connection, [target.job_id]), strict=True)
-        )
-        for job_id, state in rows:
-            if (result := final_result(job_id, target.batch, state)) is not None:
-                yield result
+        with answering():
+            rows = (
+                read_batch(self.connection, target.batch)
+                if target.job_id is None
+                else zip([target.job_id], read_states(self.connection, [target.job_id]), strict=True)
+            )
+            for job_id, state in rows:
+                if (result := final_result(job_id, target.batch, state)) is not None:
+                    yield result
 
     def wait(self, job: str | SubmittedJob, timeout: float | None = None) -> JobResult:
         """Waits for one job and returns its result.
@@ -213,6 +216,7 @@ class RenderQueue:
 
     # Changing one's mind.
 
+    @answering()
     def cancel(self, what: str | SubmittedJob | SubmittedBatch) -> int:
         """Cancels a job or all open jobs of a batch; how many were open. Raises NotFoundError."""
         target = self._target(what)
@@ -220,6 +224,7 @@ class RenderQueue:
             self.connection, [target.job_id] if target.job_id is not None else self._ids(target.batch)
         )
 
+    @answering()
     def retry(self, what: str | SubmittedJob | SubmittedBatch) -> int:
         """Queues failed and canceled jobs again; how many. Raises NotFoundError."""
         target = self._target(what)
@@ -261,6 +266,7 @@ class RenderQueue:
             self._inputs.send(self.connection)
             yield job
 
+    @answering()
     def _target(self, what: str | SubmittedJob | SubmittedBatch) -> _Target:
         if isinstance(what, SubmittedJob):
             return _Target(what.batch, what.id)
@@ -273,6 +279,7 @@ class RenderQueue:
             return _Target(state.result.batch if state.result else "", what)
         raise NotFoundError(f"no batch and no job {what!r} in Redis. `renderkiln status` lists batches.")
 
+    @answering()
     def _ids(self, batch: str) -> list[str]:
         return job_ids_of(self.connection, batch)
 

@@ -15,6 +15,7 @@ from typing import Any
 import redis
 from pydantic import ValidationError
 
+from renderkiln.home.connect import answering
 from renderkiln.schema import names
 from renderkiln.schema.errors import NotFoundError, WaitTimeoutError
 from renderkiln.schema.events import Ended, parse_event
@@ -44,22 +45,23 @@ def as_completed(
     patience = Patience(deadline)
     open_jobs = set(job_ids)
     total = len(open_jobs)
-    news = patience.ask(partial(EventReader, connection))  # before the first look: what ends after it is heard of
-    to_check: Iterable[str] = open_jobs
-    recheck_at = 0.0
-    while open_jobs:
-        if time.monotonic() >= recheck_at:
-            to_check, recheck_at = open_jobs, time.monotonic() + RECHECK
-        for result in _final(connection, list(to_check), batch, patience):
-            open_jobs.discard(result.job_id)
-            yield result
-        if not open_jobs:
-            return
-        until = recheck_at if deadline is None else min(recheck_at, deadline)
-        ended = patience.ask(partial(news.ended, until))
-        to_check = {job_id for job_id in ended if job_id in open_jobs}
-        if not to_check and deadline is not None and time.monotonic() >= deadline:
-            raise WaitTimeoutError(f"{len(open_jobs)} of {total} jobs were not done within {timeout:g} s.")
+    with answering():
+        news = patience.ask(partial(EventReader, connection))  # before the first look: what ends after it is heard of
+        to_check: Iterable[str] = open_jobs
+        recheck_at = 0.0
+        while open_jobs:
+            if time.monotonic() >= recheck_at:
+                to_check, recheck_at = open_jobs, time.monotonic() + RECHECK
+            for result in _final(connection, list(to_check), batch, patience):
+                open_jobs.discard(result.job_id)
+                yield result
+            if not open_jobs:
+                return
+            until = recheck_at if deadline is None else min(recheck_at, deadline)
+            ended = patience.ask(partial(news.ended, until))
+            to_check = {job_id for job_id in ended if job_id in open_jobs}
+            if not to_check and deadline is not None and time.monotonic() >= deadline:
+                raise WaitTimeoutError(f"{len(open_jobs)} of {total} jobs were not done within {timeout:g} s.")
 
 
 def final_result(job_id: str, batch: str, state: JobState | None) -> JobResult | None:

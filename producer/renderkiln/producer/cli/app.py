@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from renderkiln.schema.errors import EXIT_INTERRUPTED, EXIT_UNAVAILABLE, RenderkilnError
+from renderkiln.schema.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_UNAVAILABLE, RenderkilnError
 
 from . import asking, looking, machine, rendering
 
@@ -62,10 +62,16 @@ def main() -> None:
             raise
         print(f"renderkiln: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
-    except BrokenPipeError:
-        # Whoever read our output (`| head`) has enough.
+    except OSError as error:
+        # Where it is our output that failed, what is left of it would fail again at the end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(EXIT_INTERRUPTED)
+        if isinstance(error, BrokenPipeError):  # whoever read it (`| head`) has enough
+            sys.exit(EXIT_INTERRUPTED)
+        if os.environ.get("RENDERKILN_DEBUG"):
+            raise
+        where = f" ({error.filename})" if error.filename else ""
+        print(f"renderkiln: the system refused: {error.strerror or error}{where}", file=sys.stderr)
+        sys.exit(EXIT_FAILED)
     except Exception as error:
         redis = sys.modules.get("redis")  # where it was never loaded, it cannot be what failed
         if redis is None or not isinstance(error, redis.RedisError) or os.environ.get("RENDERKILN_DEBUG"):
