@@ -133,6 +133,20 @@ def test_only_the_owner_can_reach_the_socket(tmp_path: Path, own_server: Make) -
     assert server.client().config_get("port") == {"port": "0"}
 
 
+def test_a_server_in_somebody_elses_folder_is_not_taken_for_ours(
+    tmp_path: Path, own_server: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = own_server(tmp_path)
+    server.ensure_running()
+    with monkeypatch.context() as patch:
+        somebody_else = os.getuid() + 1
+        patch.setattr(os, "getuid", lambda: somebody_else)
+        assert not server.status().running
+        with pytest.raises(ServerUnavailableError, match="belongs to another user"):
+            server.ensure_running()
+    assert server.status().running
+
+
 def test_a_data_folder_with_a_long_path_gets_its_socket_elsewhere_for_the_owner_alone(
     tmp_path: Path, own_server: Make
 ) -> None:

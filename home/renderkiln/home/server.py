@@ -131,6 +131,8 @@ class EmbeddedServer:
 
     def _answers(self) -> bool:
         try:
+            if self._folder.socket.parent.lstat().st_uid != os.getuid():
+                return False  # somebody else may be listening there, for our prompts
             with self._probe() as probe:
                 return bool(probe.ping())
         except (redis.ConnectionError, redis.TimeoutError, OSError):  # BusyLoadingError is one of the first
