@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
+from PIL import Image, PngImagePlugin
 from pydantic import TypeAdapter
 from tests.fakes import FakeWorker, announce_worker, job_keys
 
@@ -170,6 +171,27 @@ def test_show_gives_back_the_spec_that_is_inside_a_picture(run: Run, no_settings
     for expected in ("a cat, «quoted»", "euler a", spec.digest, "64×64"):
         assert expected in out
     assert run("show", "missing.png").code == 2
+
+
+def edited(path: Path) -> Path:
+    """A picture whose seed somebody changed in our settings, with another program's beside them."""
+    info = PngImagePlugin.PngInfo()
+    info.add_itxt("renderkiln", describe(parse_spec({"prompt": "a cat", "seed": 7})).to_json().replace(":7", ":8"))
+    info.add_text("parameters", "a cat\nSteps: 20, Sampler: Euler a, CFG scale: 7.5, Seed: 8, Hires upscale: 2")
+    Image.new("RGB", (64, 64)).save(path, pnginfo=info)
+    return path
+
+
+def test_settings_that_were_edited_are_said_to_be(run: Run, worker: FakeWorker, no_settings: Path) -> None:
+    path = edited(no_settings / "cat.png")
+    assert "the settings were edited later" in run("show", path).out
+    shown = run("show", path, "--json").json
+    assert (shown["exact"], shown["other"]) == (False, {"Hires upscale": "2"})
+    assert "edited later" in shown["note"]
+    said = run("submit", "--like", path, "--json")
+    assert said.json["queued"] == 1
+    assert "edited later" in said.err
+    assert "left out: Hires upscale" in said.err
 
 
 def test_submit_like_a_picture_makes_the_same_again_with_what_is_changed(

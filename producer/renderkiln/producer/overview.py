@@ -25,9 +25,19 @@ class BatchRow:
     num_images: int
 
 
-def recent_batches(connection: redis.Redis, limit: int | None = 20) -> list[BatchRow]:
-    """Batches, newest first; all of them where `limit` is None."""
-    found: Any = connection.zrevrange(names.BATCHES, 0, -1 if limit is None else limit - 1, withscores=True)
+def recent_batches(connection: redis.Redis, limit: int = 20) -> list[BatchRow]:
+    """The newest batches, newest first."""
+    found: Any = connection.zrevrange(names.BATCHES, 0, limit - 1, withscores=True)
+    return _rows(connection, found)
+
+
+def find_batch(connection: redis.Redis, batch: str) -> BatchRow | None:
+    """The batch of that name, or None."""
+    created_at: Any = connection.zscore(names.BATCHES, batch)
+    return None if created_at is None else _rows(connection, [(batch.encode(), created_at)])[0]
+
+
+def _rows(connection: redis.Redis, found: list[tuple[bytes, float]]) -> list[BatchRow]:
     with connection.pipeline(transaction=False) as pipe:
         for batch, _ in found:
             pipe.hmget(names.batch(batch.decode()), "name", "num_images")

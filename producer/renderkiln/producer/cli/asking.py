@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -53,6 +54,8 @@ def submit(
     store = None if out is None else store_for_jobs(out)
     carrier = InputCarrier(DataFolder(settings.data_dir))
     prepared = prepare(prompts or [], request, settings, carrier, store=store, like=like)
+    if prepared.remark:
+        print(f"renderkiln: {prepared.remark}", file=sys.stderr)
     if dry_run:
         print_plan(prepared, as_json)
         return

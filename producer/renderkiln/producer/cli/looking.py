@@ -43,7 +43,7 @@ def status(
         print(json.dumps(row) if as_json else "  ".join(f"{name} {value}" for name, value in row.items()))
         return
     batches = [
-        {"created_at": batch.created_at, "images": batch.num_images} | _status_row(_batch_status(queue, batch.id))
+        {"created_at": batch.created_at, "images": batch.num_images} | _status_row(queue.status(batch.id))
         for batch in recent_batches(queue.connection)
     ]
     workers = [worker.model_dump(mode="json") for worker in live_workers(queue.connection)]
@@ -65,10 +65,6 @@ def status(
         print(f"worker {worker['name']}: {about}, models {', '.join(worker['models'])}")
     if not workers:
         print("no worker is up: start one with `renderkiln worker`")
-
-
-def _batch_status(queue: Any, batch: str) -> Any:
-    return queue.status(batch)
 
 
 def _status_row(status: Any) -> dict[str, Any]:
@@ -96,28 +92,29 @@ def watch(
 
     from renderkiln.home.settings import load
     from renderkiln.producer.live import Watcher
-    from renderkiln.producer.overview import recent_batches
+    from renderkiln.producer.overview import find_batch, recent_batches
     from renderkiln.producer.queue import RenderQueue
 
     from .progress import show as show_progress
 
     queue = RenderQueue(settings=load(data_dir=data_dir))
-    known = {row.id: row for row in recent_batches(queue.connection, limit=None if batch else 1)}
-    name = batch or next(iter(known), None)
-    if name is None or name not in known:
+    found = (
+        find_batch(queue.connection, batch) if batch else next(iter(recent_batches(queue.connection, limit=1)), None)
+    )
+    if found is None:
         raise NotFoundError(
             f"no batch {batch!r} is known to Redis. `renderkiln status` lists them."
             if batch
             else "no batches yet: queue some with `renderkiln submit prompts.txt`."
         )
-    watcher = Watcher(queue.connection, name, known[name].num_images, known[name].num_jobs)
+    watcher = Watcher(queue.connection, found.id, found.num_images, found.num_jobs)
     try:
         show_progress(Console(), watcher.updates())
     finally:
         watcher.close()
     view = watcher.view
     done = f"{view.images_done:,} of {count(view.num_images, 'image')}"
-    print(f"{name}: {done}, {len(view.failed):,} failed, {view.canceled:,} canceled")
+    print(f"{found.id}: {done}, {len(view.failed):,} failed, {view.canceled:,} canceled")
     if view.failed:
         raise typer.Exit(EXIT_FAILED)
 
@@ -189,6 +186,8 @@ def show(
                     "spec": shown.spec.model_dump(mode="json") if shown.spec else None,
                     "digest": shown.spec.digest if shown.spec else None,
                     "parameters": shown.parameters,
+                    "other": shown.other,
+                    "note": shown.note,
                 },
                 ensure_ascii=False,
             )
@@ -198,6 +197,8 @@ def show(
         size = f"{shown.width}×{shown.height}"
         raise ImageInputError(f"{image} is a {shown.format} picture of {size} without settings in it.")
     print(f"{shown.format} {shown.width}×{shown.height}")
+    if shown.note:
+        print(f"{'note':>20}  {shown.note}")
     if shown.spec is not None:
         for name, value in shown.spec.model_dump(mode="json").items():
             if value not in (None, ""):

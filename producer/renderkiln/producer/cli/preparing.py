@@ -28,6 +28,8 @@ class Prepared:
     num_images: int
     models: tuple[str, ...]
     jobs: Callable[[], Iterator[Job]]
+    #: What a person should know of the picture that was gone by; empty: its settings are exact.
+    remark: str = ""
 
 
 def prepare(
@@ -45,8 +47,10 @@ def prepare(
         BadInputError: and what it says names file, line and column where there are such.
     """
     fields: dict[str, Any] = {"model": settings.model, "image_format": settings.image_format}
+    remark = ""
     if like is not None:
-        fields |= _fields_of(like)
+        found, remark = _settings_of(like)
+        fields |= found
     fields |= request.fields
     if store is not None:
         fields["store"] = store
@@ -63,7 +67,7 @@ def prepare(
     if not num_jobs:
         raise BadInputError(f"{', '.join(sources)}: no prompts in it.")
     batch = f"{name}-{digest.hexdigest()[:8]}"
-    return Prepared(batch, name, num_jobs, num_images, tuple(models), lambda: _jobs(requests(), batch, nonce))
+    return Prepared(batch, name, num_jobs, num_images, tuple(models), lambda: _jobs(requests(), batch, nonce), remark)
 
 
 _Pairs = Iterable[tuple[RenderSpec, JobOptions]]
@@ -111,14 +115,20 @@ def _one_seed_only(request: RequestOptions, like: Path) -> None:
         raise InvalidSpecError(f"--like {like} without a prompt is one job: sweeps and 'random' do not go with it")
 
 
-def _fields_of(like: Path) -> dict[str, Any]:
+def _settings_of(like: Path) -> tuple[dict[str, Any], str]:
+    """The fields inside a picture, and what is to be said of them."""
     from renderkiln.home.pictures.read import read_metadata
 
     shown = read_metadata(like)
     if shown.spec is None:
         raise BadInputError(f"{like} holds no settings to go by. `renderkiln show {like}` says what is in it.")
     spec = shown.spec
-    return spec.model_dump(mode="json", exclude_defaults=True) | {"model": spec.model, "seed": spec.seed}
+    fields = spec.model_dump(mode="json", exclude_defaults=True) | {"model": spec.model, "seed": spec.seed}
+    if shown.is_exact:
+        return fields, ""
+    remark = shown.note or "its settings are another program's, and read as far as they go"
+    left_out = f"; left out: {', '.join(list(shown.other)[:10])}" if shown.other else ""
+    return fields, f"{like}: {remark}{left_out}"
 
 
 def _jobs(pairs: _Pairs, batch: str, again: str) -> Iterator[Job]:
