@@ -150,6 +150,11 @@ def test_an_attempt_that_a_crash_left_open_becomes_abandoned(ledger: Ledger) -> 
         rows = raw.execute("select execution_id, outcome, ended_at is null from attempts order by number").fetchall()
     raw.close()
     assert rows == [("e1", "abandoned", 0), ("e2", None, 1)]
+    # The first was thought dead and was not: its end is not the job's.
+    ledger.attempt_ended(job.id, "e1", "finished", status=JobStatus.FINISHED)
+    stands = ledger.result(job.id)
+    assert stands is not None
+    assert (stands.status, stands.attempt) == (JobStatus.STARTED, 2)
 
 
 def test_pictures_are_found_by_digest_whichever_job_they_belong_to(ledger: Ledger) -> None:

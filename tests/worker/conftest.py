@@ -53,10 +53,10 @@ class House:
     def log(self) -> Path:
         return self.settings.data_dir / "worker.log"
 
-    def start_worker(self, *flags: str) -> subprocess.Popen[bytes]:
+    def start_worker(self, *flags: str, out: str | None = None, **environ: str) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", "renderkiln.producer", "worker", "--model", "tiny", "--device", "cpu"]
-        command += ["--data-dir", str(self.settings.data_dir), "--out", str(self.pictures), *flags]
-        environment = os.environ | {"RENDERKILN_LEASE": str(self.settings.lease), "OMP_NUM_THREADS": "1"}
+        command += ["--data-dir", str(self.settings.data_dir), "--out", out or str(self.pictures), *flags]
+        environment = os.environ | {"RENDERKILN_LEASE": str(self.settings.lease), "OMP_NUM_THREADS": "1"} | environ
         with self.log.open("ab") as log:
             worker = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
         self.workers.append(worker)

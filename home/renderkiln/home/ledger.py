@@ -126,18 +126,23 @@ class Ledger:
         failure: Failure | None = None,
         timings: Mapping[str, float] | None = None,
     ) -> None:
-        """Closes an attempt and sets its job's status (`QUEUED` where the job goes back to its queue)."""
+        """Closes an attempt and sets its job's status (`QUEUED` where the job goes back to its queue).
+
+        Changes nothing where the attempt is closed already: another one has begun since, and the job is its.
+        """
         now = _now()
         failed = {
             "failure_kind": failure.kind if failure else None,
             "failure_message": failure.message if failure else None,
         }
         with self._session() as session:
-            session.execute(
+            closed: Any = session.execute(
                 sa.update(AttemptRow)
-                .where(AttemptRow.execution_id == execution_id)
+                .where(AttemptRow.execution_id == execution_id, AttemptRow.ended_at.is_(None))
                 .values(ended_at=now, outcome=outcome, **failed, **(timings or {}))
             )
+            if not closed.rowcount:
+                return
             session.execute(
                 sa.update(JobRow)
                 .where(JobRow.id == job_id)

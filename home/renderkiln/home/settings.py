@@ -51,6 +51,9 @@ class Settings(BaseSettings):
     )
     image_format: Literal["png", "jpeg", "webp"] = Field("png", description="File format of the pictures.")
     job_timeout: float = Field(3600.0, gt=0, description="Seconds an attempt may take where the job does not say.")
+    patience: float = Field(
+        300.0, ge=0, description="Seconds for which a worker keeps a picture that its store or ledger does not take."
+    )
     lease: float = Field(30.0, ge=2, le=3600, description="Seconds without a sign of life until a worker is dead.")
     store_policy: Literal["any", "own"] = Field(
         "any", description="Whether a job may name its own store ('any') or only the worker's is written ('own')."

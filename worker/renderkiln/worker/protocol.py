@@ -1,7 +1,11 @@
 """What supervisor and renderer say to each other, over a private pipe between a process and its child.
 
-The supervisor sends `WarmUp`, `Render` and `Cancel`; the renderer answers a `WarmUp` with `Ready` or `Failed`, and a
+The supervisor sends `WarmUp`, `Render` and `Cancel`; the renderer answers a `WarmUp` with `Ready` or `NotReady`, and a
 `Render` with any number of `Step` and `Picture` and then exactly one of `Done` or `Failed`.
+
+One order at a time: the next `WarmUp` or `Render` is sent only after the last answer to the one before. So nobody ever
+waits to write to somebody who waits to write, and an answer is always to the order at hand. A `Cancel` may come at any
+time; too late, it is ignored.
 """
 
 from __future__ import annotations
@@ -53,7 +57,18 @@ class Ready:
 
 
 @dataclass(frozen=True)
+class NotReady:
+    """The model could not be warmed; jobs for it will say why, or do better."""
+
+    model: str
+    message: str
+    details: str = field(default="", repr=False)
+
+
+@dataclass(frozen=True)
 class Step:
+    """Image `k` has done `step` (from 1) of its denoising steps."""
+
     k: int
     step: int
     num_steps: int
@@ -80,12 +95,12 @@ class Done:
 
 @dataclass(frozen=True)
 class Failed:
-    """The job (or the warm-up) ended early; `kind` is that of an error in `renderkiln.schema.errors`."""
+    """The job ended early; `kind` is that of an error in `renderkiln.schema.errors`."""
 
     kind: str
     message: str
     details: str = field(default="", repr=False)
 
 
-FromRenderer = Ready | Step | Picture | Done | Failed
+FromRenderer = Ready | NotReady | Step | Picture | Done | Failed
 ToRenderer = WarmUp | Render | Cancel

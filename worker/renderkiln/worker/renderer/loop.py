@@ -18,6 +18,7 @@ from renderkiln.worker.protocol import (
     Done,
     Failed,
     FromRenderer,
+    NotReady,
     Picture,
     Ready,
     Render,
@@ -81,7 +82,8 @@ def _warm_up(engine: Engine, order: WarmUp, connection: Connection) -> None:
     try:
         warm = engine.warm_up(order.model)
     except Exception as error:  # whatever it is, the supervisor has to hear of it
-        connection.send(_failed(error))
+        failed = _failed(error)
+        connection.send(NotReady(order.model, failed.message, failed.details))
         return
     info = engine.describe()
     about = {"engine": info.engine, "device": info.device, "dtype": info.dtype, **info.versions}

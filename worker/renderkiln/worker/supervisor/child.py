@@ -2,30 +2,45 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import logging
 import signal
 import socket
+import struct
 import subprocess
 import sys
-from collections.abc import Callable
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
 from renderkiln.schema.errors import RendererDiedError
-from renderkiln.worker.protocol import FromRenderer, RendererConfig, ToRenderer
+from renderkiln.worker.protocol import (
+    Cancel,
+    Done,
+    Failed,
+    FromRenderer,
+    NotReady,
+    Ready,
+    RendererConfig,
+    ToRenderer,
+)
 
 log = logging.getLogger("renderkiln.supervisor")
+
+#: Seconds for which the renderer may stand still in the middle of a message.
+_MESSAGE_TIMEOUT = 10
+#: Seconds that a process has to end after its pipe was closed.
+_LAST_GRACE = 5.0
 
 
 class Renderer:
     """One renderer process at a time: a new interpreter, never a fork, in which Apple's frameworks crash."""
 
-    def __init__(self, config: RendererConfig, on_start: Callable[[Renderer], None] = lambda renderer: None) -> None:
+    def __init__(self, config: RendererConfig) -> None:
         self._config = config
-        self._on_start = on_start
         self._process: subprocess.Popen[bytes] | None = None
+        self._is_busy = False
         self._connection: Any = None  # a multiprocessing Connection, or None while no renderer runs
 
     @property
@@ -33,7 +48,7 @@ class Renderer:
         return self._process.pid if self._process else None
 
     def ensure_running(self) -> None:
-        """Starts the process if there is none; `on_start` may then send it a warm-up."""
+        """Starts the process if there is none."""
         if self._process is not None and self._process.poll() is None:
             return
         self.kill()
@@ -51,40 +66,50 @@ class Renderer:
                 pass_fds=(theirs.fileno(),),
                 start_new_session=True,  # signals of the terminal are for the supervisor
             )
+        for limit in (socket.SO_SNDTIMEO, socket.SO_RCVTIMEO):
+            # Of a message once begun: a renderer that stands still in mid-message must not stop its supervisor.
+            ours.setsockopt(socket.SOL_SOCKET, limit, struct.pack("ll", _MESSAGE_TIMEOUT, 0))
         self._connection = Connection(ours.detach())
         log.info("renderer started with pid %d", self._process.pid)
-        self._on_start(self)
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether an order was sent whose last answer has not been received."""
+        return self._is_busy
 
     def send(self, order: ToRenderer) -> None:
-        """Sends an order. Raises RendererDiedError."""
+        """Sends an order; a `WarmUp` or `Render` only when not busy. Raises RendererDiedError."""
+        if not isinstance(order, Cancel):
+            assert not self._is_busy, "one order at a time"
+            self._is_busy = True
         try:
             self._pipe().send(order)
         except OSError:
             raise self._died() from None
 
-    def receive(self, timeout: float) -> FromRenderer | None:
-        """The next message, or None if none came within `timeout` seconds. Raises RendererDiedError."""
-        try:
-            if not self._pipe().poll(timeout):
-                return None
-            message: FromRenderer = self._pipe().recv()
-            return message
-        except (EOFError, OSError):
-            raise self._died() from None
-
     def receive_or(self, other: int, timeout: float) -> FromRenderer | None:
-        """Like `receive`, but returns early when the file descriptor `other` can be read."""
+        """The next message, or None if none came within `timeout` seconds or before `other` can be read.
+
+        Args:
+            other: a file descriptor.
+
+        Raises:
+            RendererDiedError: the process has ended, or stopped in the middle of a message.
+        """
         try:
             pipe = self._pipe()
             if pipe not in wait([pipe, other], timeout):
                 return None
             message: FromRenderer = pipe.recv()
-            return message
         except (EOFError, OSError):
             raise self._died() from None
+        if isinstance(message, (Ready, NotReady, Done, Failed)):
+            self._is_busy = False
+        return message
 
     def kill(self) -> None:
         """Ends the process at once, and with it gives back all its memory."""
+        self._is_busy = False
         if self._connection is not None:
             self._connection.close()
             self._connection = None
@@ -112,10 +137,15 @@ class Renderer:
         return self._connection
 
     def _died(self) -> RendererDiedError:
-        code = self._process.wait() if self._process else None
+        code = None
+        if self._process is not None:
+            with contextlib.suppress(subprocess.TimeoutExpired):  # its pipe is closed; the rest of it may hang
+                code = self._process.wait(_LAST_GRACE)
         self.kill()
         if code is not None and code < 0:
             name = signal.Signals(-code).name
             why = " (the system's memory killer does that)" if name == "SIGKILL" else ""
             return RendererDiedError(f"the renderer was ended by {name}{why}.")
+        if code is None:
+            return RendererDiedError("the renderer did not answer any more and was killed.")
         return RendererDiedError(f"the renderer ended with exit code {code} in mid-job; its log says why.")

@@ -1,13 +1,13 @@
 """Writing into Redis how a job ended: status, result, registries and event in one MULTI.
 
 RQ's own handlers do this in several steps and keep only a traceback of a failure. Here all of it is there or none, the
-result is the one that clients read, and writing it twice (after a lost answer) does no harm.
+result is the one that clients read. Each function adds to a MULTI that its caller began, fenced by a WATCH.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+import zlib
 from typing import Any
 
 from rq import Queue
@@ -37,63 +37,57 @@ def publish(connection: Any, event: Event) -> None:
     connection.xadd(names.EVENTS, {"event": event.model_dump_json()}, maxlen=names.EVENTS_LENGTH, approximate=True)
 
 
-def write_end(
-    connection: Any,
-    rq_job: RqJob,
-    queue: Queue,
-    result: JobResult,
-    failure: Failure | None,
-    also: Callable[[Any], None],
-) -> None:
-    """Writes the end of an attempt: final, or back to the front of its queue where the result's status is QUEUED.
+def add_end(pipe: Any, rq_job: RqJob, queue: Queue, result: JobResult, failure: Failure | None) -> None:
+    """Adds the end of an attempt to a MULTI: final, or back to the front of its queue where the result is QUEUED.
 
     Args:
         result: what the job came to; kept in its meta where final.
         failure: why the attempt failed, where it did.
-        also: adds what belongs into the same MULTI, to the pipeline that it is given.
     """
     now = time.time()
-    with connection.pipeline() as pipe:
-        if result.status is JobStatus.QUEUED:
-            pipe.hset(rq_job.key, mapping={"status": RqStatus.QUEUED.value, "worker_name": ""})
-            pipe.lpush(queue.key, rq_job.id)
-            event: Event = Returned(
-                time=now, job_id=rq_job.id, batch=result.batch, worker=result.worker, failure=failure
-            )
-        else:
-            rq_job.meta["result"] = result.model_dump(mode="json")
-            _register(connection, pipe, rq_job, queue, result)
-            event = Ended(time=now, result=result)
-        ended_at = utcformat(rq_job.ended_at) if rq_job.ended_at else ""
-        pipe.hset(rq_job.key, mapping={"meta": JSONSerializer.dumps(rq_job.meta), "ended_at": ended_at})
-        also(pipe)
-        publish(pipe, event)
-        pipe.execute()
+    if result.status is JobStatus.QUEUED:
+        pipe.hset(rq_job.key, mapping={"status": RqStatus.QUEUED.value, "worker_name": ""})
+        pipe.lpush(queue.key, rq_job.id)
+        event: Event = Returned(time=now, job_id=rq_job.id, batch=result.batch, worker=result.worker, failure=failure)
+    else:
+        rq_job.meta["result"] = result.model_dump(mode="json")
+        _register(pipe, rq_job, queue, result)
+        event = Ended(time=now, result=result)
+    ended_at = utcformat(rq_job.ended_at) if rq_job.ended_at else ""
+    pipe.hset(rq_job.key, mapping={"meta": JSONSerializer.dumps(rq_job.meta), "ended_at": ended_at})
+    publish(pipe, event)
 
 
-def refuse(connection: Any, rq_job: RqJob, queue: Queue, failure: Failure) -> None:
-    """Sets aside what is no job of ours; nothing of it was run."""
-    with connection.pipeline() as pipe:
-        rq_job.set_status(RqStatus.FAILED, pipeline=pipe)
-        queue.failed_job_registry.add(rq_job, ttl=-1, exc_string=_said(failure), pipeline=pipe)
-        pipe.lrem(queue.intermediate_queue_key, 1, rq_job.id)
-        pipe.execute()
-
-
-def set_aside(connection: Any, rq_job: RqJob, queue: Queue) -> None:
-    """Ends a job that was rescued too often."""
+def add_set_aside(pipe: Any, rq_job: RqJob, queue: Queue) -> None:
+    """Adds to a MULTI the end of a job that was rescued too often."""
     message = f"its worker died {MAX_RESCUES} times while rendering it; the job may be what kills them."
     failure = Failure(kind=RendererDiedError.kind, message=message)
     try:
         batch = read_payload(rq_job.data).batch
     except InvalidSpecError:
-        refuse(connection, rq_job, queue, failure)
+        add_refusal(pipe, rq_job.id, queue, failure)
         return
     result = JobResult(job_id=rq_job.id, batch=batch, status=JobStatus.FAILED, failure=failure)
-    write_end(connection, rq_job, queue, result, failure, also=lambda pipe: None)
+    add_end(pipe, rq_job, queue, result, failure)
 
 
-def _register(connection: Any, pipe: Any, rq_job: RqJob, queue: Queue, result: JobResult) -> None:
+def add_refusal(pipe: Any, job_id: str, queue: Queue, failure: Failure) -> None:
+    """Adds to a MULTI that a job is set aside which is none of ours; its fields are not trusted."""
+    key = RqJob.key_for(job_id)
+    pipe.hset(key, mapping={"status": RqStatus.FAILED.value, "exc_info": zlib.compress(_said(failure).encode())})
+    pipe.persist(key)
+    pipe.zadd(queue.failed_job_registry.key, {job_id: -1})
+    pipe.lrem(queue.intermediate_queue_key, 1, job_id)
+
+
+def refuse(connection: Any, job_id: str, queue: Queue, failure: Failure) -> None:
+    """Sets aside what is no job of ours."""
+    with connection.pipeline() as pipe:
+        add_refusal(pipe, job_id, queue, failure)
+        pipe.execute()
+
+
+def _register(pipe: Any, rq_job: RqJob, queue: Queue, result: JobResult) -> None:
     rq_job.set_status(_RQ_STATUS[result.status], pipeline=pipe)
     if result.status is JobStatus.FAILED:
         # Failed jobs stay until somebody retries or forgets them.
@@ -103,7 +97,7 @@ def _register(connection: Any, pipe: Any, rq_job: RqJob, queue: Queue, result: J
     if result.status is JobStatus.FINISHED:
         queue.finished_job_registry.add(rq_job, names.RESULT_TTL, pipe)
     else:
-        key = CanceledJobRegistry(queue.name, connection=connection).key
+        key = CanceledJobRegistry(queue.name, connection=queue.connection).key
         pipe.zadd(key, {rq_job.id: time.time() + names.RESULT_TTL})
     pipe.expire(rq_job.key, names.RESULT_TTL)
 

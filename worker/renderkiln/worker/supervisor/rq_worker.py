@@ -2,20 +2,18 @@
 
 What is different from RQ's own, and why, job by job:
 
-- Jobs are taken with LMOVE into the queue's intermediate list, queue by queue in order of priority. RQ's BLPOP over
-  several queues would lose a job for good if the worker died between taking and registering it.
+- Jobs are taken and started as `taking` says, which loses none when a worker dies in between.
 - A job's function name is compared, not imported.
 - While a job runs its heartbeat goes on, with a short lease, and canceling works.
-- How an attempt ended is written in one MULTI with its event; when Redis is away just then, the worker waits for it.
+- How an attempt ended is written in one MULTI with its event. When Redis is away just then, or between taking a job and
+  starting it, the worker waits for it.
 - The first SIGTERM or SIGINT lets the image at hand be finished and gives the rest of the job back, the second gives
   everything back at once. Neither uses up an attempt.
 """
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import random
 import signal
 import time
 from collections.abc import Callable
@@ -26,25 +24,26 @@ from typing import Any
 import psutil
 import redis
 from rq import Queue, SimpleWorker
-from rq.exceptions import NoSuchJobError
 from rq.executions import Execution
 from rq.job import Job as RqJob
-from rq.job import JobStatus as RqStatus
 from rq.serializers import JSONSerializer
 from rq.utils import now as rq_now
 from rq.worker.base import WorkerStatus
+from rq.worker_registration import clean_worker_registry
 
 from renderkiln.schema import names
-from renderkiln.schema.errors import InvalidSpecError
-from renderkiln.schema.events import ImageDone, Progress, Started
-from renderkiln.schema.jobs import Failure, ImageResult, Job, JobResult, JobStatus
+from renderkiln.schema.errors import InvalidSpecError, WorkerUnavailableError
+from renderkiln.schema.events import Started
+from renderkiln.schema.jobs import Failure, Job, JobResult, JobStatus
 from renderkiln.schema.payload import read_payload
-from renderkiln.worker.protocol import Step
 
-from .attempt import Outcome, Signals
-from .endings import publish, refuse, set_aside, write_end
+from .attempt import Beat, Outcome
+from .endings import add_end, publish, refuse
 from .fates import tries_again
+from .outage import Backoff, is_outage, ride_out
 from .rescue import rescue
+from .signals import Signals
+from .taking import claim, counter, take
 
 log = logging.getLogger("renderkiln.supervisor")
 # RQ tells of every registry that it looks at, every few seconds; its warnings are worth hearing.
@@ -52,8 +51,6 @@ logging.getLogger("renderkiln.rq").setLevel(logging.WARNING)
 
 #: Seconds that an idle worker sleeps at most before it looks at its queues and at its own stop flag again.
 IDLE_WAIT = 0.5
-#: Steps are published at most this often, seconds: enough for a moving bar, few enough not to matter.
-PROGRESS_EVERY = 0.2
 
 
 @dataclass(frozen=True)
@@ -109,8 +106,8 @@ class RenderWorker(SimpleWorker):  # type: ignore[misc]  # RQ is untyped to us
         self._owner = owner
         self._current: Current | None = None
         self._next_heartbeat = 0.0
-        self._next_progress = 0.0
         self._last_event = "$"
+        self._found_empty = False
 
     # Starting and stopping.
 
@@ -123,7 +120,32 @@ class RenderWorker(SimpleWorker):  # type: ignore[misc]  # RQ is untyped to us
         ours = host is not None and pid is not None and host.decode() == self.hostname
         if ours and (int(pid) == self.pid or not psutil.pid_exists(int(pid))):
             self.connection.delete(self.key)
-        super().register_birth()
+        try:
+            super().register_birth()
+        except ValueError:
+            raise WorkerUnavailableError(
+                f"a worker named {self.name!r} is up already, or died less than {self.worker_ttl + 60} s ago on "
+                "another machine. Give this one another --name."
+            ) from None
+
+    def teardown(self) -> None:
+        """Ends the thread that hears commands, too, where Redis is away: the next start makes another."""
+        try:
+            super().teardown()
+        except redis.RedisError:
+            if self.pubsub_thread is not None:
+                self.pubsub_thread.stop()
+            raise
+
+    @property
+    def is_done(self) -> bool:
+        """Whether it was told to stop, or found its queues empty and was to end there."""
+        return bool(self._stop_requested) or self._found_empty
+
+    @property
+    def connection_timeout(self) -> int:
+        """What RQ raises the client's socket timeout to: not at all, since nothing here waits in Redis for long."""
+        return 1
 
     def request_stop(self, signum: int, frame: FrameType | None) -> None:
         self._stop_requested = True
@@ -140,7 +162,7 @@ class RenderWorker(SimpleWorker):  # type: ignore[misc]  # RQ is untyped to us
 
     def kill_horse(self, sig: signal.Signals = signal.SIGTERM) -> None:
         """RQ's stop-job command ends here, in the thread that hears commands."""
-        self._signals.cancel = True
+        self._signals.canceled_job = self._stopped_job_id
         self._signals.wake()
 
     # Signs of life.
@@ -148,50 +170,28 @@ class RenderWorker(SimpleWorker):  # type: ignore[misc]  # RQ is untyped to us
     def get_heartbeat_ttl(self, job: RqJob) -> int:
         return max(1, int(self._lease))
 
-    @property
-    def stop_requested(self) -> bool:
-        return bool(self._stop_requested)
-
     def heartbeat(self, timeout: int | None = None, pipeline: Any = None) -> None:
         super().heartbeat(timeout, pipeline)
         self._announce("busy" if self._current else "idle")
 
-    def beat_while_rendering(self) -> bool:
-        """Keeps the lease of the job at hand and says whether its cancel was asked for. Survives an absent Redis."""
+    def beat_while_rendering(self) -> Beat:
+        """Keeps the lease of the job at hand; looks whether it is still ours and wanted. Survives an absent Redis."""
         current = self._current
         assert current is not None
         try:
             if time.monotonic() >= self._next_heartbeat:
                 self._next_heartbeat = time.monotonic() + self._lease / 3
                 self.maintain_heartbeats(current.rq_job)
-            return bool(self.connection.hexists(current.rq_job.key, names.CANCEL_FIELD))
+            with self.connection.pipeline(transaction=False) as pipe:
+                pipe.hexists(current.rq_job.key, names.CANCEL_FIELD)
+                pipe.zscore(current.rq_job.started_job_registry.key, current.execution.composite_key)
+                is_canceled, lease_ends = pipe.execute()
         except redis.RedisError as error:
             log.warning("Redis does not answer while job %s renders: %s", current.job.id, error)
-            return False
-
-    def publish_step(self, job: Job, step: Step) -> None:
-        """Tells whoever watches; drops most steps of a fast model and all of them while Redis is away."""
-        now = time.monotonic()
-        if now < self._next_progress and step.step != step.num_steps:
-            return
-        self._next_progress = now + PROGRESS_EVERY
-        progress = Progress(
-            time=time.time(),
-            job_id=job.id,
-            batch=job.batch,
-            worker=self.name,
-            k=step.k,
-            num_images=job.num_images,
-            step=step.step,
-            num_steps=step.num_steps,
-        )
-        with contextlib.suppress(redis.RedisError):
-            self.connection.publish(names.PROGRESS, progress.model_dump_json())
-
-    def publish_image(self, job: Job, image: ImageResult) -> None:
-        event = ImageDone(time=time.time(), job_id=job.id, batch=job.batch, worker=self.name, image=image)
-        with contextlib.suppress(redis.RedisError):  # the ledger has it, and so will the job's result
-            publish(self.connection, event)
+            return Beat.GOING_ON
+        if lease_ends is None:
+            return Beat.LOST
+        return Beat.CANCEL if is_canceled else Beat.GOING_ON
 
     # Taking jobs.
 
@@ -199,52 +199,32 @@ class RenderWorker(SimpleWorker):  # type: ignore[misc]  # RQ is untyped to us
         self, timeout: int | None, max_idle_time: int | None = None
     ) -> tuple[RqJob, Queue] | None:
         """The next job and its queue; None where there is none in burst mode, or when the worker is to stop."""
-        self.set_state(WorkerStatus.IDLE)
-        idle_since, next_beat, wait = time.monotonic(), 0.0, 0.1
+        next_beat, backoff = 0.0, Backoff(self._signals)
         while not self._stop_requested:
             try:
                 if time.monotonic() >= next_beat:
                     next_beat = time.monotonic() + self._lease / 3
+                    self.set_state(WorkerStatus.IDLE)
                     self.heartbeat()
                 if self.should_run_maintenance_tasks:
                     self.run_maintenance_tasks()
-                found = self._take()
-                if found is not None or timeout is None:
+                found = take(self.connection, self._ordered_queues)
+                if found is not None:
                     return found
-                if max_idle_time is not None and time.monotonic() - idle_since > max_idle_time:
+                if timeout is None:
+                    self._found_empty = True
                     return None
                 if self._owner is not None and not psutil.pid_exists(self._owner):
                     log.info("process %d, for which this worker was started, is gone: ending", self._owner)
                     self._stop_requested = True
                     return None
                 self._wait_for_news()
-                wait = 0.1
-            except (redis.ConnectionError, redis.TimeoutError) as error:
-                log.warning("Redis does not answer: %s; trying again in %.1f s", error, wait)
-                time.sleep(wait * random.uniform(0.5, 1.0))
-                wait = min(wait * 2, 5.0)
+                backoff.reset()
+            except redis.RedisError as error:
+                if not is_outage(error):
+                    raise
+                backoff.wait("Redis is away", error)
         return None
-
-    def _take(self) -> tuple[RqJob, Queue] | None:
-        for queue in self._ordered_queues:
-            while True:
-                job_id = self.connection.lmove(queue.key, queue.intermediate_queue_key, "LEFT", "RIGHT")
-                if job_id is None:
-                    break
-                try:
-                    job = RqJob.fetch(job_id.decode(), connection=self.connection, serializer=JSONSerializer)
-                except NoSuchJobError:
-                    self._drop(queue, job_id)
-                    continue
-                if job.get_status(refresh=False) != RqStatus.QUEUED:
-                    # Canceled while it waited, or queued twice and taken already.
-                    self._drop(queue, job_id)
-                    continue
-                return job, queue
-        return None
-
-    def _drop(self, queue: Queue, job_id: bytes) -> None:
-        self.connection.lrem(queue.intermediate_queue_key, 1, job_id)
 
     def _wait_for_news(self) -> None:
         """Sleeps until anything happens in the fleet; submitting writes an event in the same MULTI as its jobs."""
@@ -257,14 +237,21 @@ class RenderWorker(SimpleWorker):  # type: ignore[misc]  # RQ is untyped to us
             self._last_event = newest[0][0].decode() if newest else "0-0"
 
     def clean_registries(self) -> None:
+        """Puts abandoned jobs back, and forgets what RQ's registries keep for longer than the jobs are kept.
+
+        Not RQ's own, which rescues without a fence, and counts differently.
+        """
         rescue(
             self.connection,
             self.queues,
             lambda name: self.redis_worker_namespace_prefix + name,
-            lambda job, queue: set_aside(self.connection, job, queue),
             patience=min(10.0, self._lease / 3),
         )
-        super().clean_registries()
+        for queue in self.queues:
+            for registry in (queue.finished_job_registry, queue.canceled_job_registry):
+                self.connection.zremrangebyscore(registry.key, 0, time.time())
+            clean_worker_registry(queue)
+        self.last_cleaned_at = rq_now()
 
     # Doing them.
 
@@ -274,39 +261,80 @@ class RenderWorker(SimpleWorker):  # type: ignore[misc]  # RQ is untyped to us
         except InvalidSpecError as error:
             log.warning("job %s in %s is refused: %s", job.id, queue.name, error)
             failure = Failure(kind=error.kind, message=str(error))
-            self._until_redis_answers(lambda: refuse(self.connection, job, queue, failure))
+            self._ride_out(lambda: refuse(self.connection, job.id, queue, failure), "a job's refusal")
             return
-        number = int(job.meta.get("attempts", 0)) + 1
-        job.meta["attempts"] = number
-        job.save_meta()
-        execution = self.prepare_execution(job)
-        self._signals.cancel = False
-        self._current = Current(job, asked, number, execution)
+        self._signals.canceled_job = None
+        self._current = self._claim(job, asked, queue)
+        if self._current is None:
+            return
         try:
-            self.prepare_job_execution(job, remove_from_intermediate_queue=True)
-            job.started_at = rq_now()
-            self._next_heartbeat = time.monotonic() + self._lease / 3
-            publish(
-                self.connection,
-                Started(
-                    time=time.time(),
-                    job_id=job.id,
-                    batch=asked.batch,
-                    worker=self.name,
-                    attempt=number,
-                    execution_id=execution.id,
-                ),
-            )
             began = time.monotonic()
             outcome = self._attempt(self._current)
             self._conclude(self._current, queue, outcome, time.monotonic() - began)
         finally:
             self._current = None
 
+    def _claim(self, rq_job: RqJob, job: Job, queue: Queue) -> Current | None:
+        """Starts a job that was taken; None where it is somebody else's by now, or Redis is away and we must stop."""
+        number = counter(rq_job, "attempts") + 1
+        rq_job.meta["attempts"] = number
+        claimed: list[Execution] = []
+
+        def add(pipe: Any) -> None:
+            ttl = self.get_heartbeat_ttl(rq_job)
+            self.execution = Execution.create(rq_job, ttl, pipeline=pipe, worker_name=self.name)
+            self.set_state(WorkerStatus.BUSY, pipeline=pipe)
+            self.set_current_job_id(rq_job.id, pipeline=pipe)
+            rq_job.prepare_for_execution(self.name, pipeline=pipe)
+            pipe.hset(rq_job.key, "meta", JSONSerializer.dumps(rq_job.meta))
+            started = Started(
+                time=time.time(),
+                job_id=job.id,
+                batch=job.batch,
+                worker=self.name,
+                attempt=number,
+                execution_id=self.execution.id,
+            )
+            publish(pipe, started)
+
+        def try_once() -> None:
+            before = self.execution
+            if before is not None and self._holds(rq_job, before):  # done, and only the answer was lost
+                claimed.append(before)
+            elif claim(self.connection, rq_job, queue, add):
+                claimed.append(self.execution)
+
+        self.execution = None
+        self._ride_out(try_once, f"starting job {job.id}")
+        if not claimed:
+            return None
+        self._next_heartbeat = time.monotonic() + self._lease / 3
+        return Current(rq_job, job, number, claimed[0])
+
+    def _holds(self, rq_job: RqJob, execution: Execution) -> bool:
+        """Whether a job is in the hands of this execution, which means: nobody has rescued it."""
+        return self.connection.zscore(rq_job.started_job_registry.key, execution.composite_key) is not None
+
+    def _ride_out(self, write: Callable[[], None], what: str) -> bool:
+        """Writes, however long Redis is away. A stop signal too many ends the waiting: the lease brings the job back.
+
+        While a job is rendered that is the second signal, since its end is worth waiting for; else the first.
+        """
+        return ride_out(
+            write,
+            self._signals,
+            what,
+            lambda: self._signals.stop_now or (self._current is None and bool(self._stop_requested)),
+        )
+
     def _conclude(self, current: Current, queue: Queue, outcome: Outcome, seconds: float) -> None:
         status = self._status_after(current, outcome)
         self._on_ended(current, outcome, status)
         job = current.job
+        if outcome.lost:
+            log.warning("job %s was given to another worker meanwhile: nothing more is written", job.id)
+            self.execution = None
+            return
         if outcome.failure is not None:
             kind, message = outcome.failure.kind, outcome.failure.message
             log.warning("job %s, attempt %d: %s: %s", job.id, current.number, kind, message)
@@ -324,59 +352,37 @@ class RenderWorker(SimpleWorker):  # type: ignore[misc]  # RQ is untyped to us
             attempt=current.number,
             seconds=round(seconds, 6),
         )
-        self._until_redis_answers(lambda: self._write_end(current, queue, outcome, result))
+        self._ride_out(lambda: self._write_end(current, queue, outcome, result), f"the end of job {job.id}")
 
     def _status_after(self, current: Current, outcome: Outcome) -> JobStatus:
         meta = current.rq_job.meta
         if outcome.canceled:
             return JobStatus.CANCELED
-        if outcome.given_back:
+        if outcome.given_back or outcome.lost:
             meta["attempts"] = current.number - 1  # a shutdown uses up no attempt
             return JobStatus.QUEUED
         if outcome.failure is None:
             return JobStatus.FINISHED
-        meta["failures"] = int(meta.get("failures", 0)) + 1
+        meta["failures"] = counter(current.rq_job, "failures") + 1
         again = tries_again(outcome.failure.kind, meta["failures"], current.job.max_attempts)
         return JobStatus.QUEUED if again else JobStatus.FAILED
 
     def _write_end(self, current: Current, queue: Queue, outcome: Outcome, result: JobResult) -> None:
         rq_job, execution = current.rq_job, current.execution
-        if self.connection.zscore(queue.started_job_registry.key, execution.composite_key) is None:
-            log.warning("job %s was given to another worker meanwhile: this end is not written", rq_job.id)
-            self.execution = None
-            self.set_current_job_id(None)
-            return
         rq_job.ended_at = rq_now()
-
-        def bookkeeping(pipe: Any) -> None:
-            if result.status is JobStatus.FINISHED:
-                self.increment_successful_job_count(pipeline=pipe)
-            elif result.status is JobStatus.FAILED:
-                self.increment_failed_job_count(pipeline=pipe)
-            self.increment_total_working_time(rq_job.ended_at - rq_job.started_at, pipe)
-            self.cleanup_execution(rq_job, pipeline=pipe)
-
-        try:
-            write_end(self.connection, rq_job, queue, result, outcome.failure, bookkeeping)
-        except redis.RedisError:
-            self.execution = execution  # `cleanup_execution` forgot it; the next try needs it
-            raise
-
-    def _until_redis_answers(self, write: Callable[[], None]) -> None:
-        """Writes an end, however long Redis is away: the work is done, only its news is late.
-
-        A second stop signal ends the waiting; the lease then runs out and the job is rescued, and the ledger knows
-        which of its pictures are there.
-        """
-        wait = 0.1
-        while True:
-            try:
-                write()
-                return
-            except (redis.ConnectionError, redis.TimeoutError) as error:
-                if self._signals.stop_now:
-                    log.warning("stopping while Redis is away: the job's end was not written")
-                    return
-                log.warning("Redis is away at a job's end: %s; trying again in %.1f s", error, wait)
-                time.sleep(wait * random.uniform(0.5, 1.0))
-                wait = min(wait * 2, 5.0)
+        with self.connection.pipeline() as pipe:
+            pipe.watch(rq_job.key)  # whoever rescues the job changes it
+            if self._holds(rq_job, execution):
+                pipe.multi()
+                add_end(pipe, rq_job, queue, result, outcome.failure)
+                if result.status is JobStatus.FINISHED:
+                    self.increment_successful_job_count(pipeline=pipe)
+                elif result.status is JobStatus.FAILED:
+                    self.increment_failed_job_count(pipeline=pipe)
+                self.increment_total_working_time(rq_job.ended_at - rq_job.started_at, pipe)
+                self.set_current_job_id(None, pipeline=pipe)
+                execution.delete(job=rq_job, pipeline=pipe)
+                pipe.execute()
+            else:
+                log.warning("job %s is no longer this attempt's: its end is written already, or another's", rq_job.id)
+        self.execution = None

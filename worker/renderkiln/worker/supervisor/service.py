@@ -10,6 +10,7 @@ import socket
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import redis
@@ -22,14 +23,23 @@ from renderkiln.home.pictures.inputs import check_input_bytes
 from renderkiln.home.settings import Settings
 from renderkiln.home.store import Store
 from renderkiln.schema import names
-from renderkiln.schema.errors import ImageInputError, LedgerError, ModelNotFoundError, did_you_mean
-from renderkiln.schema.jobs import PRIORITIES, Failure, Job, JobStatus
+from renderkiln.schema.errors import (
+    ImageInputError,
+    LedgerError,
+    ModelNotFoundError,
+    RendererDiedError,
+    ServerUnavailableError,
+    did_you_mean,
+)
+from renderkiln.schema.jobs import PRIORITIES, Job, JobStatus
 from renderkiln.schema.workers import WorkerInfo
 from renderkiln.worker.protocol import Ready, RendererConfig, WarmUp
 
-from .attempt import Outcome, Signals, Surroundings, run_attempt
+from .attempt import Outcome, Surroundings, run_attempt
 from .child import Renderer
+from .news import News
 from .rq_worker import Current, RenderWorker
+from .signals import Signals
 
 log = logging.getLogger("renderkiln.supervisor")
 
@@ -75,7 +85,7 @@ class _Service:
         self._device: str = settings.device
         self._signals = Signals()
         config = RendererConfig(str(settings.data_dir), settings.engine, settings.device, settings.dtype)
-        self._renderer = Renderer(config, on_start=self._send_warm_up)
+        self._renderer = Renderer(config)
         self._worker = RenderWorker(
             [names.queue(priority, model) for priority in PRIORITIES for model in self._models],
             connection=self._redis,
@@ -87,6 +97,7 @@ class _Service:
             lease=settings.lease,
             owner=options.owner,
         )
+        news = News(self._redis, self._name)
         self._around = Surroundings(
             ledger=self._ledger,
             renderer=self._renderer,
@@ -94,10 +105,11 @@ class _Service:
             store=settings.out,
             may_name_store=settings.store_policy == "any",
             job_timeout=settings.job_timeout,
+            patience=settings.patience,
             inputs=self._inputs,
             on_ready=self._on_ready,
-            on_step=self._worker.publish_step,
-            on_image=self._worker.publish_image,
+            on_step=news.step,
+            on_image=news.image,
             heartbeat=self._worker.beat_while_rendering,
         )
 
@@ -106,9 +118,10 @@ class _Service:
         self._ledger.worker_started(
             self._name, socket.gethostname(), os.getpid(), {"engine": self._engine, "models": list(self._models)}
         )
-        self._announce("starting")
-        self._renderer.ensure_running()
         try:
+            with contextlib.suppress(redis.RedisError):
+                self._announce("starting")
+            self._warm_up()
             return self._work()
         finally:
             self._renderer.close()
@@ -128,20 +141,23 @@ class _Service:
                 worked |= bool(self._worker.work(burst=self._options.burst, logging_level="WARNING"))
             except redis.RedisError as error:
                 log.warning("Redis does not answer: %s", error)
-            if self._worker.stop_requested or self._options.burst:
+            if self._worker.is_done:
                 return worked
             wait = 0.5 if time.monotonic() - began > 60 else min(wait * 2, 10.0)
-            log.warning("lost Redis; trying again in %.1f s", wait)
-            time.sleep(wait * random.uniform(0.5, 1.0))
+            log.warning("the worker's loop ended early; beginning anew in %.1f s", wait)
+            self._signals.sleep(wait * random.uniform(0.5, 1.0))
 
     @property
     def _engine(self) -> str:
         return "torch" if self._settings.engine == "auto" else self._settings.engine
 
-    def _send_warm_up(self, renderer: Renderer) -> None:
+    def _warm_up(self) -> None:
+        """Once, at the start. A renderer started anew has a job to do, and loads what that needs."""
         model = self._options.warm or self._settings.model
+        self._renderer.ensure_running()
         if model in self._models:
-            renderer.send(WarmUp(model))
+            with contextlib.suppress(RendererDiedError):  # the first job will meet it too, and say so
+                self._renderer.send(WarmUp(model))
 
     def _on_ready(self, ready: Ready) -> None:
         self._device = ready.about.get("device", self._device)
@@ -168,15 +184,12 @@ class _Service:
             pipe.execute()
 
     def _attempt(self, current: Current) -> Outcome:
-        try:
-            self._ledger.attempt_started(current.job, current.execution.id, current.number, self._name)
-        except LedgerError as error:
-            return Outcome(failure=Failure(kind=error.kind, message=str(error)))
-        return run_attempt(current.job, current.execution.id, self._around)
+        begin = partial(self._ledger.attempt_started, current.job, current.execution.id, current.number, self._name)
+        return run_attempt(current.job, current.execution.id, self._around, begin)
 
     def _record_end(self, current: Current, outcome: Outcome, status: JobStatus) -> None:
         ended = "canceled" if outcome.canceled else "returned" if outcome.given_back else None
-        ended = ended or ("failed" if outcome.failure else "finished")
+        ended = ended or ("abandoned" if outcome.lost else "failed" if outcome.failure else "finished")
         try:
             self._ledger.attempt_ended(
                 current.job.id,
@@ -193,7 +206,10 @@ class _Service:
         found = {}
         for reference in {job.spec.init_image, job.spec.mask_image} - {None}:
             assert reference is not None
-            data = self._redis.get(names.blob(reference.removeprefix("sha256:")))
+            try:
+                data = self._redis.get(names.blob(reference.removeprefix("sha256:")))
+            except redis.RedisError as error:
+                raise ServerUnavailableError(f"Redis does not give the picture {reference[:23]}…: {error}") from error
             if data is None:
                 raise ImageInputError(
                     f"the picture {reference[:23]}… is no longer in Redis (kept for {names.BLOB_TTL // 86400} days). "

@@ -1,0 +1,240 @@
+"""Taking, starting, ending and rescuing jobs, against a real server that goes away in between."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from rq import Queue
+from rq.job import Job as RqJob
+from rq.serializers import JSONSerializer
+
+from renderkiln.schema import names
+from renderkiln.schema.jobs import JobStatus
+from renderkiln.worker.supervisor.attempt import Beat, Outcome
+from renderkiln.worker.supervisor.rescue import rescue
+from renderkiln.worker.supervisor.rq_worker import Current, RenderWorker
+from renderkiln.worker.supervisor.signals import Signals
+from renderkiln.worker.supervisor.taking import claim, take
+
+from .conftest import House
+
+
+class Bench:
+    """A supervisor's loop in this process; each attempt at a job is what the test says."""
+
+    def __init__(self, house: House) -> None:
+        self.house, self.signals = house, Signals()
+        self.connection: Any = house.server.client()
+        self.does: Callable[[Current], Outcome] = lambda current: Outcome()
+        self.attempts: list[Current] = []
+        self.worker = RenderWorker(
+            [names.queue("normal", "tiny")],
+            connection=self.connection,
+            name="bench",
+            attempt=self._attempt,
+            on_ended=lambda current, outcome, status: None,
+            signals=self.signals,
+            announce=lambda state: None,
+            lease=30.0,
+        )
+
+    @property
+    def queue(self) -> Queue:
+        return Queue(names.queue("normal", "tiny"), connection=self.connection, serializer=JSONSerializer)
+
+    def _attempt(self, current: Current) -> Outcome:
+        self.attempts.append(current)
+        return self.does(current)
+
+    def run_one(self) -> None:
+        taken = take(self.connection, [self.queue])
+        assert taken is not None
+        self.worker.execute_job(*taken)
+
+    def rescue(self) -> int:
+        return rescue(self.connection, [self.queue], lambda name: f"rq:worker:{name}", patience=0.0)
+
+    def let_lease_end(self) -> None:
+        registry = self.queue.started_job_registry.key
+        for member in self.connection.zrange(registry, 0, -1):
+            self.connection.zadd(registry, {member: time.time() - 1})
+
+    def lists(self) -> tuple[int, int, int]:
+        """How many ids the queue, its intermediate list and the registry of started jobs hold."""
+        queue = self.queue
+        return (
+            self.connection.llen(queue.key),
+            self.connection.llen(queue.intermediate_queue_key),
+            self.connection.zcard(queue.started_job_registry.key),
+        )
+
+
+@pytest.fixture
+def bench(house: House) -> Iterator[Bench]:
+    made = Bench(house)
+    yield made
+    made.signals.close()
+    made.connection.close()
+
+
+class OnWarning(logging.Handler):
+    """Calls something, once, in the middle of whoever logs a warning with these words."""
+
+    def __init__(self, words: str, then: Callable[[], object]) -> None:
+        super().__init__()
+        self._words, self._then = words, then
+        self.happened = False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if self._words in record.getMessage() and not self.happened:
+            self.happened = True
+            self._then()
+
+    def __enter__(self) -> OnWarning:
+        logging.getLogger("renderkiln.supervisor").addHandler(self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        logging.getLogger("renderkiln.supervisor").removeHandler(self)
+
+
+def _kill_server(house: House) -> None:
+    pid = house.server.status().pid
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+
+
+def test_redis_away_between_taking_and_starting_a_job(bench: Bench) -> None:
+    job = bench.house.submit()
+    taken = take(bench.connection, [bench.queue])
+    assert taken is not None
+    _kill_server(bench.house)
+    with OnWarning(f"starting job {job.id}", bench.house.server.ensure_running) as away:
+        bench.worker.execute_job(*taken)
+    assert away.happened
+    assert [current.number for current in bench.attempts] == [1]
+    assert bench.house.queue.status(job) is JobStatus.FINISHED
+    assert bench.lists() == (0, 0, 0)
+
+
+def test_a_server_that_cannot_write_at_a_jobs_end_is_waited_for(bench: Bench) -> None:
+    job = bench.house.submit()
+    set_memory = bench.house.server.client().config_set
+
+    def fill(current: Current) -> Outcome:
+        set_memory("maxmemory", "1")
+        return Outcome()
+
+    bench.does = fill
+    with OnWarning(f"the end of job {job.id}", lambda: set_memory("maxmemory", "0")) as away:
+        bench.run_one()
+    assert away.happened
+    assert bench.house.queue.status(job) is JobStatus.FINISHED
+    assert bench.lists() == (0, 0, 0)
+
+
+@pytest.mark.parametrize("outcome", [Outcome(), Outcome(lost=True), Outcome(given_back=True)])
+def test_an_attempt_that_lost_its_lease_notices_and_writes_nothing(bench: Bench, outcome: Outcome) -> None:
+    job = bench.house.submit()
+    beats = []
+
+    def lose(current: Current) -> Outcome:
+        beats.append(bench.worker.beat_while_rendering())
+        bench.let_lease_end()
+        assert bench.rescue() == 1
+        beats.append(bench.worker.beat_while_rendering())
+        return outcome
+
+    bench.does = lose
+    bench.run_one()
+    assert beats == [Beat.GOING_ON, Beat.LOST]
+    assert bench.house.queue.status(job) is JobStatus.QUEUED
+    assert bench.lists() == (1, 0, 0)
+
+
+def test_a_job_that_is_rescued_too_often_ends_as_failed_and_in_no_list(bench: Bench) -> None:
+    job = bench.house.submit()
+
+    def die(current: Current) -> Outcome:
+        bench.let_lease_end()
+        bench.rescue()
+        return Outcome(lost=True)
+
+    bench.does = die
+    for _ in range(3):
+        bench.run_one()
+    (result,) = bench.house.queue.results(job)
+    assert result.failure is not None
+    assert result.failure.kind == "renderer_died"
+    assert bench.lists() == (0, 0, 0)
+
+
+def test_an_id_that_stands_twice_in_a_queue_is_started_once(bench: Bench) -> None:
+    job = bench.house.submit()
+    bench.connection.rpush(bench.queue.key, job.id)
+    first, second = take(bench.connection, [bench.queue]), take(bench.connection, [bench.queue])
+    assert first is not None
+    assert second is not None, "both saw it waiting"
+    claimed: list[bool] = []
+
+    def come_second(current: Current) -> Outcome:
+        claimed.append(claim(bench.connection, *second, lambda pipe: pytest.fail("it is started already")))
+        return Outcome()
+
+    bench.does = come_second
+    bench.worker.execute_job(*first)
+    assert claimed == [False]
+    assert bench.lists() == (0, 0, 0)
+
+
+def test_claiming_a_job_that_was_canceled_meanwhile(bench: Bench) -> None:
+    job = bench.house.submit()
+    taken = take(bench.connection, [bench.queue])
+    assert taken is not None
+    assert bench.house.queue.cancel(job) == 1
+    added: list[object] = []
+    assert not claim(bench.connection, *taken, added.append)
+    assert added == []
+    assert bench.lists() == (0, 0, 0)
+
+
+def test_a_command_to_stop_another_job_does_not_cancel_this_one(bench: Bench) -> None:
+    bench.house.submit()
+
+    def hear(current: Current) -> Outcome:
+        bench.worker._stopped_job_id = "0" * 32  # what RQ's command thread does, for a job that has just ended
+        bench.worker.kill_horse()
+        assert bench.signals.canceled_job != current.job.id
+        return Outcome()
+
+    bench.does = hear
+    bench.run_one()
+    assert len(bench.attempts) == 1
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("meta", b"\xff"), ("meta", b"[1]"), ("timeout", b"soon"), ("created_at", b"yesterday"), ("status", b"odd")],
+)
+def test_fields_that_cannot_be_read_do_not_stop_the_queue(bench: Bench, field: str, value: bytes) -> None:
+    broken, good = bench.house.submit("broken"), bench.house.submit("good")
+    bench.connection.hset(RqJob.key_for(broken.id), field, value)
+    bench.run_one()
+    assert [current.job.id for current in bench.attempts] == [good.id]
+    assert bench.connection.hget(RqJob.key_for(broken.id), "status") == b"failed"
+    assert bench.connection.zscore(bench.queue.failed_job_registry.key, broken.id) == -1
+    assert bench.lists() == (0, 0, 0)
+
+
+def test_counts_that_are_no_counts_are_taken_for_none(bench: Bench) -> None:
+    job = bench.house.submit()
+    bench.connection.hset(RqJob.key_for(job.id), "meta", b'{"attempts": "many", "failures": -3}')
+    bench.run_one()
+    assert [current.number for current in bench.attempts] == [1]
+    assert bench.house.queue.status(job) is JobStatus.FINISHED

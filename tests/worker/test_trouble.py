@@ -1,0 +1,161 @@
+"""A store that is slow, away or broken, a warm-up that fails, a renderer that stands still: what jobs make of them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from tests.engine import models
+
+from renderkiln.schema.errors import RendererDiedError
+from renderkiln.schema.jobs import JobStatus
+from renderkiln.worker.protocol import Render, RendererConfig
+from renderkiln.worker.supervisor import child
+
+from .conftest import House
+
+
+class Gate:
+    """The test's end of `gatefs`."""
+
+    def __init__(self, house: House, folder: Path, listening: socket.socket) -> None:
+        self.house, self._listening = house, listening
+        packages = folder / "packages"
+        about = packages / "gatefs-1.dist-info"
+        about.mkdir(parents=True)
+        shutil.copy(Path(__file__).with_name("gatefs.py"), packages)
+        (about / "METADATA").write_text("Metadata-Version: 2.1\nName: gatefs\nVersion: 1\n")
+        (about / "entry_points.txt").write_text("[fsspec.specs]\ngate = gatefs:GateFileSystem\n")
+        self.environ = {"PYTHONPATH": str(packages), "GATEFS_PORT": str(listening.getsockname()[1])}
+        self.store = f"gate://{house.pictures}"
+
+    def hold(self) -> socket.socket:
+        """Returns once a worker is writing a picture, which waits until something is sent to the socket."""
+        return self._listening.accept()[0]
+
+    def say(self, word: str) -> None:
+        with self.hold() as held:
+            held.sendall(word.encode())
+
+
+@pytest.fixture
+def gate(make_house: Callable[..., House], tmp_path: Path) -> Iterator[Gate]:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        listening.settimeout(90)
+        yield Gate(make_house(lease=3.0), tmp_path, listening)
+
+
+def _start(gate: Gate) -> House:
+    house = gate.house
+    house.start_worker(out=gate.store, **gate.environ)
+    return house
+
+
+def test_a_write_may_take_longer_than_the_lease(gate: Gate) -> None:
+    house = _start(gate)
+    job = house.submit(num_images=2)
+    held = gate.hold()
+    registry = "rq:wip:renderkiln:normal:tiny"
+    ((member, first),) = house.queue.connection.zrange(registry, 0, -1, withscores=True)
+    deadline = time.monotonic() + 30
+    while (house.queue.connection.zscore(registry, member) or 0.0) < first + house.settings.lease:
+        assert time.monotonic() < deadline, "the lease ends while the store is slow"
+        time.sleep(0.05)
+    with held:
+        held.sendall(b"go")
+    gate.say("go")
+    result = house.queue.wait(job, timeout=60)
+    assert (result.attempt, len(result.images)) == (1, 2)
+    assert house.meta(job.id).get("rescues", 0) == 0
+
+
+def test_a_picture_that_the_store_does_not_take_is_kept_and_not_rendered_again(gate: Gate) -> None:
+    house = _start(gate)
+    job = house.submit()
+    gate.say("fail")
+    gate.say("fail")
+    gate.say("go")
+    result = house.queue.wait(job, timeout=60)
+    assert (result.status, result.attempt) == (JobStatus.FINISHED, 1)
+    assert "keeping a picture" in house.log.read_text()
+
+
+def test_canceling_does_not_wait_for_a_store_that_hangs(gate: Gate) -> None:
+    house = _start(gate)
+    job = house.submit()
+    held = gate.hold()
+    assert house.queue.cancel(job) == 1
+    house.wait_for("ended", job.id)
+    assert house.queue.status(job) is JobStatus.CANCELED
+    (worker,) = house.workers
+    worker.send_signal(signal.SIGTERM)
+    assert worker.wait(30) == 0, "a write that hangs keeps the worker"
+    held.close()
+
+
+def test_a_job_whose_store_breaks_leaves_nothing_in_the_next_jobs_pictures(house: House) -> None:
+    broken = house.submit(num_images=30, steps=10)
+    after, again = house.submit("another", seed=5), house.submit("another", seed=5, again=True)
+    house.start_worker(RENDERKILN_PATIENCE="0")
+    house.wait_for("image", broken.id)
+    folder = house.pictures / broken.batch
+    shutil.rmtree(folder, ignore_errors=True)
+    while True:  # until the worker, which may make the folder anew, has lost the race
+        try:
+            folder.write_bytes(b"a file where a folder should be")
+            break
+        except IsADirectoryError:
+            shutil.rmtree(folder, ignore_errors=True)
+    (failed,) = house.queue.as_completed(broken, timeout=90)
+    assert failed.failure is not None
+    assert (failed.failure.kind, failed.attempt) == ("store", 3)
+    pictures = [house.queue.wait(job, timeout=60).images for job in (after, again)]
+    assert [len(images) for images in pictures] == [1, 1]
+    one, other = (Path(images[0].url).read_bytes() for images in pictures)
+    assert one == other
+
+
+def test_a_warm_up_that_fails_is_no_jobs_failure(house: House) -> None:
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    broken = house.folder.models / "broken"
+    models.save_sd(broken)
+    weights = next((broken / "vae").glob("*.safetensors"))
+    save_file({name: torch.full_like(tensor, float("nan")) for name, tensor in load_file(weights).items()}, weights)
+    first, second = house.submit(num_images=2), house.submit("another")
+    house.start_worker("--model", "broken", "--warm", "broken")
+    for job, images in ((first, 2), (second, 1)):
+        result = house.queue.wait(job, timeout=90)
+        assert (result.attempt, len(result.images)) == (1, images)
+    assert "broken could not be warmed up" in house.log.read_text()
+
+
+def test_a_renderer_that_stands_still_does_not_stop_its_supervisor(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(child, "_MESSAGE_TIMEOUT", 1)
+    monkeypatch.setattr(child, "_LAST_GRACE", 0.1)
+    renderer = child.Renderer(RendererConfig(str(house.settings.data_dir), "torch", "cpu", "auto"))
+    renderer.ensure_running()
+    assert renderer.pid is not None
+    os.kill(renderer.pid, signal.SIGSTOP)
+    with pytest.raises(RendererDiedError, match="did not answer"):
+        renderer.send(Render("{}", {"sha256:0": bytes(32 << 20)}, ()))
+    assert renderer.pid is None
+    assert not renderer.is_busy
+
+
+def test_a_second_worker_of_the_same_name_is_told_so(house: House) -> None:
+    first = house.start_worker("--name", "mini")
+    house.queue.wait(house.submit(), timeout=90)
+    second = house.start_worker("--name", "mini")
+    assert second.wait(60) == 3
+    assert "a worker named 'mini' is up already" in house.log.read_text()
+    assert first.poll() is None
