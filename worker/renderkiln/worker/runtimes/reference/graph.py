@@ -32,6 +32,8 @@ class Node:
     outputs: tuple[Value, ...]
     #: For messages: which function and operation this is.
     where: str
+    #: Whether it stands for several operations of the model, put together at load; `type` is one of ours then.
+    fused: bool = False
 
     def every_input(self) -> list[str]:
         return [name for names in self.inputs.values() for name in names]

@@ -15,6 +15,7 @@ from renderkiln.schema.errors import ModelLoadError, PredictionError, Unsupporte
 from ..base import Array, Shape, TensorInfo
 from ..mlpackage import Package, open_package
 from .decode import decode_constants
+from .fuse import fuse
 from .graph import read_function
 from .interface import Feature, compare, features
 from .program import Program, prepare
@@ -236,6 +237,8 @@ class _Loader:
         for each, feature in outputs.items():
             compare(feature, types[each], "output")
         decode_constants(graph)
+        if self.fuse and not self.rounds:
+            fuse(graph)
         return _Part(inputs, outputs, prepare(graph, rounds=self.rounds))
 
     def _file(self, name: str) -> WeightFile:

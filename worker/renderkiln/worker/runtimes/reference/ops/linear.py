@@ -43,3 +43,17 @@ def attention(call: Call) -> Bound:
         return functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
 
     return call.bind(attend, "query", "key", "value", "?attn_mask")
+
+
+@op("attention", fused=True)
+def fused_attention(call: Call) -> Bound:
+    """As `scaled_dot_product_attention`, with a scale of its own."""
+    scale = call.number("scale")
+    turn_key, turn_value = call.flag("turn_key"), call.flag("turn_value")
+
+    def attend(query: Any, key: Any, value: Any, mask: Any) -> Any:
+        key = key.transpose(-1, -2) if turn_key else key
+        value = value.transpose(-1, -2) if turn_value else value
+        return functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
+
+    return call.bind(attend, "query", "key", "value", "?mask")

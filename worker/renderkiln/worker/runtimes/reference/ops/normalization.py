@@ -34,6 +34,14 @@ def layer_norm(call: Call) -> Bound:
     return call.bind(general, "x", "?gamma", "?beta")
 
 
+@op("group_norm", fused=True)
+def group_norm(call: Call) -> Bound:
+    groups, epsilon = call.integer("groups"), call.number("epsilon")
+    return call.bind(
+        lambda x, gamma, beta: functional.group_norm(x, groups, gamma, beta, epsilon), "x", "?gamma", "?beta"
+    )
+
+
 @op("instance_norm")
 def instance_norm(call: Call) -> Bound:
     epsilon = call.number("epsilon", 1e-5)

@@ -36,7 +36,10 @@ class Bound:
 
 Builder = Callable[["Call"], Bound]
 BuilderT = TypeVar("BuilderT", bound=Builder)
+#: By the name that Core ML has for the operation.
 BUILDERS: dict[str, Builder] = {}
+#: By our name for what several operations are fused into; apart, so that no model can ask for them.
+FUSED: dict[str, Builder] = {}
 _REQUIRED: Any = object()
 
 #: The torch type that carries a declared type. Half precision is computed in single precision, and rounded if asked
@@ -55,14 +58,15 @@ TORCH = {
 }
 
 
-def op(*names: str) -> Callable[[BuilderT], BuilderT]:
+def op(*names: str, fused: bool = False) -> Callable[[BuilderT], BuilderT]:
     """Registers a builder under the names of its operations."""
+    known = FUSED if fused else BUILDERS
 
     def register(builder: BuilderT) -> BuilderT:
         for name in names:
-            if name in BUILDERS:
+            if name in known:
                 raise AssertionError(f"{name} is registered twice")
-            BUILDERS[name] = builder
+            known[name] = builder
         return builder
 
     return register
@@ -83,11 +87,12 @@ class Call:
         Raises:
             UnsupportedOpError: the operation is not known here, or has a parameter or a value that is not.
         """
-        if self.node.type not in BUILDERS:
+        known = FUSED if self.node.fused else BUILDERS
+        if self.node.type not in known:
             raise UnsupportedOpError(
                 f"{self.node.where}: the operation {self.node.type} is not known to the reference runtime"
             )
-        bound = BUILDERS[self.node.type](self)
+        bound = known[self.node.type](self)
         rest = [name for name in self.node.inputs if name not in self._seen]
         if rest:
             raise self.unsupported(f"its parameter {rest[0]} is not known here")
