@@ -65,6 +65,12 @@ class ModelNotFoundError(BadInputError):
     kind = "model_not_found"
 
 
+class UnsupportedModelError(BadInputError):
+    """Raised when a model is of a kind that cannot be converted, or in a format that is not read, such as a pickle."""
+
+    kind = "unsupported_model"
+
+
 class ImageInputError(BadInputError):
     """Raised when an init image or a mask is missing, too large, or not a picture."""
 

@@ -1,4 +1,4 @@
-"""The worker's part of the command line: `renderkiln worker` and `renderkiln models`.
+"""The worker's part of the command line: `renderkiln worker`, `renderkiln convert` and `renderkiln models`.
 
 Hooked into the one command through the entry-point group `renderkiln.commands`; nothing heavy is imported before a
 command runs.
@@ -18,12 +18,16 @@ import typer
 from renderkiln.home.settings import Settings, load
 from renderkiln.schema.errors import WorkerUnavailableError
 
+from .convert.apple import AppleCommand
+from .convert.cli import convert
+
 _NEEDED = ("torch", "diffusers", "transformers", "safetensors", "numpy")
 
 
 def add_commands(app: typer.Typer) -> None:
     """Adds the worker's commands to the command line."""
     app.command("worker")(worker)
+    app.command("convert", cls=AppleCommand)(convert)
     models = typer.Typer(help="The models of this machine.", no_args_is_help=True)
     models.command("list")(list_models)
     app.add_typer(models, name="models")

@@ -1,0 +1,50 @@
+"""Puts a model's small files beside the packages, so that the folder is complete in itself."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+from ..engine.files import read_json
+from .source import Source, component_folder
+
+#: Folders of files that are small throughout.
+_WHOLE = ("tokenizer", "tokenizer_2", "scheduler", "feature_extractor")
+_CONFIGS = ("text_encoder", "text_encoder_2", "unet", "vae", "safety_checker")
+_SUFFIXES = (".json", ".txt")
+
+
+def copy_small_files(source: Source, folder: Path, controlnet_stages: tuple[str, ...]) -> None:
+    """Writes model_index.json, configs, tokenizers and scheduler; replaces what is there."""
+    index = read_json(source.folder / "model_index.json")
+    if source.checkpoint is not None:
+        # Its weights hold no safety checker, whatever the repository of its configs has.
+        index = {**index, "safety_checker": [None, None], "requires_safety_checker": False}
+    for name in _WHOLE:
+        if (source.folder / name).is_dir():
+            (folder / name).mkdir(exist_ok=True)
+            for path in sorted((source.folder / name).iterdir()):
+                if path.suffix in _SUFFIXES and path.is_file():
+                    _copy(path, folder / name / path.name)
+    for name in _CONFIGS:
+        config = component_folder(source, name) / "config.json"
+        if config.is_file() and (name != "safety_checker" or source.checkpoint is None):
+            _copy(config, folder / name / "config.json")
+    for stage, (_, path) in zip(controlnet_stages, source.controlnets, strict=True):
+        _copy(path / "config.json", folder / stage / "config.json")
+    _write(folder / "model_index.json", json.dumps(index, indent=2) + "\n")
+
+
+def _copy(source: Path, target: Path) -> None:
+    target.parent.mkdir(exist_ok=True)
+    # copyfile follows the links of the Hub's cache, and leaves out who may write: packaged files may be read-only.
+    temporary = target.with_name(f".{target.name}.tmp")
+    shutil.copyfile(source, temporary)
+    temporary.replace(target)
+
+
+def _write(target: Path, text: str) -> None:
+    temporary = target.with_name(f".{target.name}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(target)
