@@ -11,7 +11,7 @@ from tests.fakes import FakeWorker
 
 from renderkiln.producer import RenderQueue
 from renderkiln.producer.cli.progress import show
-from renderkiln.producer.cli.wording import count, duration
+from renderkiln.producer.cli.wording import count, duration, say
 from renderkiln.producer.live import BatchView, Watcher
 
 
@@ -131,6 +131,13 @@ def test_progress_is_shown_on_a_terminal_and_off_one(watcher: Watcher, worker: F
     out = screen.getvalue()
     assert ("4/4" if terminal else "4 of 4 images") in out
     assert ("steps on fake" in out) is terminal
+
+
+def test_a_command_to_copy_is_not_broken_into_lines() -> None:
+    screen = io.StringIO()
+    command = "go on: renderkiln render " + " ".join(f"'[bold]prompt {number}'" for number in range(20))
+    say(Console(file=screen, width=40), command)
+    assert screen.getvalue() == command + "\n"
 
 
 def test_numbers_and_durations_in_words() -> None:

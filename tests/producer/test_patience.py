@@ -141,7 +141,7 @@ def test_what_does_not_wait_fails_with_an_error_of_ours(mortal: EmbeddedServer, 
     results = queue.results(job)
     kill_server(mortal)
     for ask in (queue.status, queue.cancel, queue.retry):
-        with pytest.raises(ServerUnavailableError, match="Redis failed|Redis stopped taking jobs"):
+        with pytest.raises(ServerUnavailableError, match=r"Redis failed|Redis stopped taking jobs"):
             ask(job)
     with pytest.raises(ServerUnavailableError, match="Redis failed"):
         next(results)

@@ -10,7 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 
 from renderkiln.producer.live import BatchView
 
-from .wording import duration
+from .wording import duration, say
 
 #: Seconds between lines where output is not a terminal.
 LINE_EVERY = 5.0
@@ -59,7 +59,7 @@ def _lines(console: Console, views: Iterable[BatchView]) -> None:
         if view.is_final or is_due or view.is_cut_off != was_cut_off:
             said_at, said, was_cut_off = time.monotonic(), view.images_done, view.is_cut_off
             said_now = f"{view.images_done} of {view.num_images} images  {_rate(view)}"
-            console.print(said_now.rstrip(), markup=False, highlight=False)
+            say(console, said_now.rstrip())
 
 
 def _rate(view: BatchView) -> str:

@@ -13,7 +13,7 @@ import typer
 from renderkiln.schema.errors import EXIT_FAILED, EXIT_INTERRUPTED
 
 from .options import PROMPTS_HELP, AsJson, DataDir, Out, RequestOptions, with_request
-from .wording import count
+from .wording import count, say
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -78,10 +78,10 @@ def render(
     console = Console(stderr=True)
     queue = RenderQueue(settings=settings, inputs=carrier)
     if queue.server is not None and queue.server.started:
-        console.print(f"started the {queue.server.where} (stop it with `renderkiln server stop`)", markup=False)
+        say(console, f"started the {queue.server.where} (stop it with `renderkiln server stop`)")
     queue.check(prepared.models)
     tally = queue.enqueue(prepared.jobs(), batch=prepared.batch, name=prepared.name)
-    console.print(_queued(prepared, tally), markup=False, highlight=False)
+    say(console, _queued(prepared, tally))
     worker = LocalWorker(settings, store, prepared.models[0])
     run = _Run(queue, prepared, worker, console)
     finished = run.follow()
@@ -151,7 +151,7 @@ class _Run:
     def _interrupt(self, signum: int, frame: Any) -> None:
         self._interrupts += 1
         if self._interrupts == 1:
-            self._console.print("finishing this image; Ctrl-C again to stop at once", markup=False)
+            say(self._console, "finishing this image; Ctrl-C again to stop at once")
         self._worker.ask_to_stop()
 
 
@@ -194,15 +194,14 @@ def _report(
     sheets = write_contact_sheets(queue, prepared.batch, store)
     for result in view.failed[:20]:
         what = f"{result.failure.kind}: {result.failure.message}" if result.failure else "no reason given"
-        console.print(f"failed: job {result.job_id}: {what}", markup=False, highlight=False)
+        say(console, f"failed: job {result.job_id}: {what}")
     if not finished:
         left = view.num_images - view.images_done
-        console.print(
+        say(
+            console,
             f"stopped with {left:,} of {prepared.num_images:,} images to go; nothing is lost.\n"
             f"go on:   {command}\n"
             f"or drop: renderkiln cancel {prepared.batch}",
-            markup=False,
-            highlight=False,
         )
     if as_json:
         results = [result.model_dump(mode="json") for result in queue.results(prepared.batch)]

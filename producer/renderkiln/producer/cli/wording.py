@@ -1,6 +1,16 @@
-"""How the commands put numbers into words."""
+"""How the commands put things into words."""
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def say(console: Console, text: str) -> None:
+    """Prints text as it stands: rich would break lines in the middle of a command that is there to be copied."""
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def count(number: int, thing: str) -> str:
