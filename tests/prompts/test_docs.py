@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from renderkiln.producer.prompts import SUFFIXES, parse_sweep, summary
+from renderkiln.producer.prompts import SUFFIXES, parse_sweep
 from renderkiln.producer.prompts.fields import KNOWN
 
 from .helpers import asked, refused
@@ -30,9 +30,9 @@ def test_examples(tmp_path: Path, form: str, said: str, text: str) -> None:
     path = tmp_path / f"list.{form}"
     path.write_text(text)
     promised = dict(part.split("=") for part in said.split())
-    found = summary(asked(path))
-    assert found.jobs == int(promised["jobs"])
-    assert found.images == int(promised.get("images", found.jobs))
+    found = asked(path)
+    assert len(found) == int(promised["jobs"])
+    assert sum(request.options.num_images for request in found) == int(promised.get("images", len(found)))
 
 
 @pytest.mark.parametrize(("form", "text", "message"), ERRORS)

@@ -18,7 +18,7 @@ import redis
 
 from renderkiln.home.connect import answering, connect
 from renderkiln.home.folder import DataFolder
-from renderkiln.home.pictures.naming import slug
+from renderkiln.home.pictures.naming import batch_name
 from renderkiln.home.settings import Settings, load
 from renderkiln.schema import names
 from renderkiln.schema.errors import BadInputError, JobFailedError, NotFoundError
@@ -122,7 +122,7 @@ class RenderQueue:
         self.check([spec.model])
         nonce = secrets.token_hex(4) if again else ""
         job = make_job(spec, options, batch="single", index=0, again=nonce)
-        job = job.model_copy(update={"batch": f"{slug(spec.prompt)[:40].strip('-')}-{job.id[:8]}"})
+        job = job.model_copy(update={"batch": f"{batch_name(spec.prompt)}-{job.id[:8]}"})
         tally = self.enqueue([job], batch=job.batch, name=spec.prompt[:80])
         return SubmittedJob(job.id, job.batch, "queued" if tally.queued else "joined" if tally.joined else "done")
 
@@ -139,7 +139,7 @@ class RenderQueue:
             InvalidSpecError, ImageInputError, ModelNotFoundError: names the request by its number, from 1.
         """
         stamp = datetime.now(timezone.utc).strftime("%Y%m%d-%H%M%S")
-        batch = f"{slug(name or 'batch')[:40].strip('-')}-{stamp}-{secrets.token_hex(2)}"
+        batch = f"{batch_name(name or 'batch')}-{stamp}-{secrets.token_hex(2)}"
         nonce = secrets.token_hex(4) if again else ""
         tally = self.enqueue(self._jobs(requests, batch, nonce), batch=batch, name=name or batch)
         return SubmittedBatch(batch, tally.jobs, tally.images, tally.queued, tally.joined, tally.done)

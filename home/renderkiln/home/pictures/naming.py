@@ -41,6 +41,11 @@ def slug(prompt: str) -> str:
     return first.group()[:MAX_SLUG] if first else UNTITLED
 
 
+def batch_name(text: str) -> str:
+    """The beginning of a batch's id, made of a prompt or a list's name: 1 to 40 characters of `[a-z0-9-]`."""
+    return slug(text)[:40].strip("-")
+
+
 def file_name(index: int, seed: int, digest: str, prompt: str, image_format: ImageFormat) -> str:
     """`00012-4711-a-small-red-heart-1f2e3d4c.png`: the same for one image of a batch, other for any other.
 

@@ -80,14 +80,14 @@ def _requests(
     carrier: InputCarrier,
     like: Path | None,
 ) -> tuple[str, Callable[[], _Pairs]]:
-    from renderkiln.home.pictures.naming import slug
+    from renderkiln.home.pictures.naming import batch_name
     from renderkiln.producer import prompts
 
     if like is not None and not sources:
         carrier.resolve(fields)
         _one_seed_only(request, like)
         pair = parse_request(fields)
-        return slug(pair[0].prompt)[:40].strip("-"), lambda: [pair]
+        return batch_name(pair[0].prompt), lambda: [pair]
     options = prompts.ListOptions(
         defaults={name: value for name, value in fields.items() if name != "prompt"},
         sweeps=tuple(prompts.parse_sweep(text) for text in request.sweeps),
@@ -98,7 +98,6 @@ def _requests(
         format=request.format,
     )
     lists = [prompts.read(source, options) for source in sources]
-    name = lists[0].name[:40].strip("-.") or "prompts"
 
     def pairs() -> Iterator[tuple[RenderSpec, JobOptions]]:
         for found in prompts.requests(lists, carrier.add):
@@ -107,7 +106,7 @@ def _requests(
                     carrier.add(reference)  # a list may name a picture by its digest: it has to be here
             yield found.spec, found.options
 
-    return name, pairs
+    return lists[0].name, pairs
 
 
 def _one_seed_only(request: RequestOptions, like: Path) -> None:

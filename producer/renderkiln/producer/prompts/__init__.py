@@ -8,9 +8,9 @@ What a list may hold is told in docs/prompt-lists.md.
 """
 
 from .formats import READERS, SUFFIXES, is_list
-from .lists import PromptList, read, slug
+from .lists import PromptList, read
 from .model import MAX_JOBS_PER_PROMPT, Item, ListOptions, Request, Where
-from .requesting import ResolveImage, Summary, requests, summary
+from .requesting import ResolveImage, requests
 from .sweeps import Sweep, parse_sweep
 from .templates import escape
 
@@ -25,7 +25,6 @@ __all__ = [
     "PromptList",
     "Request",
     "ResolveImage",
-    "Summary",
     "Sweep",
     "Where",
     "escape",
@@ -33,6 +32,4 @@ __all__ = [
     "parse_sweep",
     "read",
     "requests",
-    "slug",
-    "summary",
 ]

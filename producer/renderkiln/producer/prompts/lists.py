@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 import secrets
-import unicodedata
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TextIO, TypeAlias
 
+from renderkiln.home.pictures.naming import batch_name
 from renderkiln.schema.errors import InvalidSpecError
 
 from .expand import Expander, Seen
@@ -62,17 +61,11 @@ def read(source: str, options: ListOptions | None = None, *, stdin: TextIO | Non
     """
     options = options or ListOptions()
     if not is_list(source):
-        return PromptList(slug(source) or "prompt", None, lambda: _literal(source), options)
+        return PromptList(batch_name(source), None, lambda: _literal(source), options)
     opened = open_source(source, stdin=stdin)
     reader = READERS[format_of(source, opened, options.format)]
-    name = "stdin" if source == "-" else slug(Path(source).stem) or "list"
+    name = "stdin" if source == "-" else batch_name(Path(source).stem)
     return PromptList(name, opened, lambda: reader(opened), options)
-
-
-def slug(text: str) -> str:
-    """A name for files and batches, of a-z, 0-9 and dashes, from any text; may be empty."""
-    plain = unicodedata.normalize("NFKD", text[:200]).encode("ascii", "ignore").decode().lower()
-    return re.sub(r"[^a-z0-9]+", "-", plain).strip("-")[:48].rstrip("-")
 
 
 def _literal(prompt: str) -> Iterator[Row]:

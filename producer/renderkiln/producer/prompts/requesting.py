@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -40,23 +39,6 @@ def requests(lists: Iterable[PromptList], resolve_image: ResolveImage) -> Iterat
             except InvalidSpecError as error:
                 raise _culprit(item, fields).error(str(error)) from None
             yield Request(spec, options, item.where)
-
-
-@dataclass(frozen=True)
-class Summary:
-    """What a submission comes to."""
-
-    jobs: int
-    images: int
-
-
-def summary(asked: Iterable[Request]) -> Summary:
-    """Counts jobs and images."""
-    jobs = images = 0
-    for request in asked:
-        jobs += 1
-        images += request.options.num_images
-    return Summary(jobs, images)
 
 
 def _resolved(item: Item, resolve_image: ResolveImage) -> dict[str, Any]:
