@@ -22,7 +22,7 @@ from renderkiln.schema.errors import BadInputError, CompressionError, ModelLoadE
 from ...runtimes.mlpackage import Package, open_package
 from .coremltools_quietly import quietly, temporary_files_in
 from .layers import Layer, find_layers, read_graph
-from .palette import Palette, find_palette
+from .palette import Histogram, Palette
 from .recipe import UNTOUCHED, Recipe, uniform
 from .writing import new_folder
 
@@ -168,7 +168,7 @@ def _find_palettes(
 
 def _find_palette(layer: Layer, nbits: int) -> Palette:
     try:
-        return find_palette(layer.weight, nbits)
+        return Histogram(layer.weight).palette(nbits)
     except ModelLoadError as error:
         raise ModelLoadError(f"the weight {layer.name}: {error}") from error
 
