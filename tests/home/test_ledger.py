@@ -113,7 +113,6 @@ def test_a_job_is_followed_from_its_attempt_to_its_result(ledger: Ledger) -> Non
     assert (ended.status, ended.images, ended.failure) == (JobStatus.FINISHED, tuple(images), None)
     assert ledger.images_of(job.id) == images
     assert list(ledger.batch_results("cats-1")) == [ended]
-    assert [name for name, _ in ledger.batches()] == ["cats-1"]
 
 
 def test_a_failure_is_kept_and_a_later_success_clears_it(ledger: Ledger) -> None:

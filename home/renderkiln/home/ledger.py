@@ -179,14 +179,8 @@ class Ledger:
             # All at once: a look that stays open would be in the way of the next call.
             return iter([_result(session, row) for row in rows.all()])
 
-    def batches(self, limit: int = 20) -> list[tuple[str, datetime]]:
-        """The newest batches with the time they were first seen."""
-        with self._reading() as session:
-            rows = session.scalars(sa.select(BatchRow).order_by(BatchRow.first_seen.desc()).limit(limit))
-            return [(row.id, row.first_seen.replace(tzinfo=timezone.utc)) for row in rows]
-
     def counts(self) -> dict[str, int]:
-        """Rows of each table and jobs of each status; what tests and `renderkiln status` look at."""
+        """Rows of each table and jobs of each status: for whoever looks after a ledger, and for tests."""
         with self._reading() as session:
             found = {
                 table.__tablename__: session.scalar(sa.select(sa.func.count()).select_from(table)) or 0
