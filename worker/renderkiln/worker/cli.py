@@ -20,6 +20,7 @@ from renderkiln.schema.errors import WorkerUnavailableError
 
 from .convert.apple import AppleCommand
 from .convert.cli import convert
+from .convert.compress.cli import add_commands as add_compress_commands
 
 _NEEDED = ("torch", "diffusers", "transformers", "safetensors", "numpy")
 
@@ -28,6 +29,7 @@ def add_commands(app: typer.Typer) -> None:
     """Adds the worker's commands to the command line."""
     app.command("worker")(worker)
     app.command("convert", cls=AppleCommand)(convert)
+    add_compress_commands(app)
     models = typer.Typer(help="The models of this machine.", no_args_is_help=True)
     models.command("list")(list_models)
     app.add_typer(models, name="models")

@@ -1,8 +1,8 @@
 """Finds a weight's palette: the 2ⁿ values that come closest to all its elements.
 
-The clustering is coremltools' own, an exact one-dimensional k-means, on counted values: a float16 has no more than 65,536
-of them, so that counting first makes a big weight cost little more than a small one. coremltools itself sorts all
-elements to count them, and clusters all values, which takes several times as long for the same palettes.
+The clustering is coremltools' own, an exact one-dimensional k-means, on counted values: a float16 has no more than
+65,536 of them, so that counting first makes a big weight cost little more than a small one. coremltools itself sorts
+all elements to count them, and clusters all values, which takes several times as long for hardly better palettes.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ from ...runtimes.reference import ReferenceRuntime
 from .layers import Layer, find_layers, read_graph
 from .palette import Histogram
 from .quality import noise, random_inputs, vocabulary
-from .recipe import UNTOUCHED, Width
+from .recipe import Width
 
 #: Told how many of how many measurements are done.
 Progress = Callable[[str, int, int], None]
@@ -169,7 +169,11 @@ def _kept(path: Path | None, expected: Measurements) -> Measurements | None:
         raise BadInputError(f"{path} cannot be read: {error.strerror}") from error
     except ValidationError as error:
         raise BadInputError(f"{path} holds no measurements of layers: {error.errors()[0]['msg']}") from error
-    for field, what in (("sha256", "another package"), ("samples", "another number of samples"), ("seed", "another seed")):
+    for field, what in (
+        ("sha256", "another package"),
+        ("samples", "another number of samples"),
+        ("seed", "another seed"),
+    ):
         if getattr(found, field) != getattr(expected, field):
             raise BadInputError(f"{path} holds measurements of {what}; choose another file, or remove it")
     if [each.name for each in found.layers] != [each.name for each in expected.layers]:
@@ -192,6 +196,3 @@ def _save(path: Path, measurements: Measurements) -> None:
             raise
     except OSError as error:
         raise CompressionError(f"{path} cannot be written: {error.strerror}") from error
-
-
-assert UNTOUCHED
