@@ -45,6 +45,19 @@ def test_a_running_job_that_is_canceled_is_marked_for_its_worker(queue: RenderQu
     assert queue.connection.hget(f"rq:job:{job.id}", names.CANCEL_FIELD) == b"1"
 
 
+def test_a_long_list_is_canceled_and_queued_again_in_pieces(queue: RenderQueue, worker: FakeWorker) -> None:
+    batch = queue.submit_many({"prompt": f"cat {number}", "seed": 1} for number in range(1203))
+    running = [worker.take() for _ in range(3)]
+    before = queue.connection.info("stats")["total_reads_processed"]
+    assert queue.cancel(batch) == 1203
+    # Each way to the server and back counts: a few for each piece of 500, not for each job.
+    assert queue.connection.info("stats")["total_reads_processed"] - before < 1000
+    assert queue.status(batch) == BatchStatus(batch.id, started=3, canceled=1200)
+    assert all(queue.connection.hget(f"rq:job:{job.id}", names.CANCEL_FIELD) for job in running if job)
+    assert queue.retry(batch) == 1200
+    assert worker.finish_all() == 1200
+
+
 def test_what_has_ended_cannot_be_canceled(queue: RenderQueue, worker: FakeWorker) -> None:
     batch = queue.submit_many({"prompt": f"cat {number}"} for number in range(3))
     job = worker.take()

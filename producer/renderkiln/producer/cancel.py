@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 
 import redis
 from rq.command import send_stop_job_command
@@ -19,50 +20,53 @@ from renderkiln.schema.events import Ended
 from renderkiln.schema.jobs import Job, JobResult, JobStatus
 from renderkiln.schema.payload import read_payload
 
+from .enqueue import CHUNK
 from .results import read_states
+
+_MAY_GO_AGAIN = (JobStatus.FAILED, JobStatus.CANCELED)
 
 
 def cancel(connection: redis.Redis, job_ids: Iterable[str]) -> int:
     """Cancels jobs; how many were open. One that runs stops at its next step, and ends as canceled.
 
-    The mark is written first and the status read after; a worker writes its status first and reads the mark after. So
-    whichever way the two meet, one of them sees the other.
+    The jobs are WATCHed, a piece of them at a time: what a worker takes or ends just now is looked at again.
     """
-    return sum(_cancel_one(connection, job_id) for job_id in job_ids)
+    return sum(_cancel_piece(connection, piece) for piece in _pieces(job_ids))
 
 
-def _cancel_one(connection: redis.Redis, job_id: str) -> bool:
-    key = RqJob.key_for(job_id)
+def _cancel_piece(connection: redis.Redis, job_ids: Sequence[str]) -> int:
     while True:
         with connection.pipeline() as pipe:
-            pipe.watch(key)
-            (state,) = read_states(connection, [job_id])
-            if state is None or state.status.is_final:
-                return False
+            pipe.watch(*(RqJob.key_for(job_id) for job_id in job_ids))
+            states = zip(job_ids, read_states(connection, job_ids), strict=True)
+            still_open = {job_id: state for job_id, state in states if state is not None and not state.status.is_final}
+            waiting = [job_id for job_id, state in still_open.items() if state.status is JobStatus.QUEUED]
+            found = RqJob.fetch_many(waiting, connection=connection, serializer=JSONSerializer) if waiting else []
             pipe.multi()
-            pipe.hset(key, names.CANCEL_FIELD, "1")
+            for job_id in still_open:
+                pipe.hset(RqJob.key_for(job_id), names.CANCEL_FIELD, "1")
+            for job in found:
+                if job is not None:  # else it was just forgotten, and the watch will say so
+                    _end_as_canceled(connection, pipe, job)
             try:
-                if state.status is JobStatus.QUEUED:
-                    _end_as_canceled(connection, pipe, job_id)
                 pipe.execute()
-            except (redis.WatchError, NoSuchJobError):
-                continue  # it was just taken or forgotten, or it just ended: look again
-        if state.status is JobStatus.STARTED:
+            except redis.WatchError:
+                continue
+        for job_id in still_open.keys() - set(waiting):
             # The worker would see the mark with its next heartbeat; this makes it at once.
             with contextlib.suppress(InvalidJobOperation, NoSuchJobError):
                 send_stop_job_command(connection, job_id, serializer=JSONSerializer)
-        return True
+        return len(still_open)
 
 
-def _end_as_canceled(connection: redis.Redis, pipe: redis.client.Pipeline, job_id: str) -> None:
+def _end_as_canceled(connection: redis.Redis, pipe: redis.client.Pipeline, job: RqJob) -> None:
     # The id stays in its queue's list, where taking it out would cost the length of the list for each job. Workers
     # drop what is no longer queued.
-    job = RqJob.fetch(job_id, connection=connection, serializer=JSONSerializer)
     try:
         batch = read_payload(job.data).batch
     except InvalidSpecError:
         batch = "unknown"
-    result = JobResult(job_id=job_id, batch=batch, status=JobStatus.CANCELED)
+    result = JobResult(job_id=job.id, batch=batch, status=JobStatus.CANCELED)
     pipe.hset(
         job.key,
         mapping={
@@ -71,7 +75,7 @@ def _end_as_canceled(connection: redis.Redis, pipe: redis.client.Pipeline, job_i
         },
     )
     pipe.expire(job.key, names.RESULT_TTL)
-    pipe.zadd(CanceledJobRegistry(job.origin, connection=connection).key, {job_id: time.time() + names.RESULT_TTL})
+    pipe.zadd(CanceledJobRegistry(job.origin, connection=connection).key, {job.id: time.time() + names.RESULT_TTL})
     event = Ended(time=time.time(), result=result)
     pipe.xadd(names.EVENTS, {"event": event.model_dump_json()}, maxlen=names.EVENTS_LENGTH, approximate=True)
 
@@ -81,12 +85,20 @@ def ended_jobs(connection: redis.Redis, job_ids: Iterable[str]) -> Iterator[Job]
 
     What was refused because it is no job of ours stays as it is.
     """
-    for job_id in job_ids:
-        (state,) = read_states(connection, [job_id])
-        if state is None or state.status not in (JobStatus.FAILED, JobStatus.CANCELED):
-            continue
-        try:
-            job = read_payload(RqJob.fetch(job_id, connection=connection, serializer=JSONSerializer).data)
-        except (NoSuchJobError, InvalidSpecError):
-            continue
-        yield job
+    for piece in _pieces(job_ids):
+        states = zip(piece, read_states(connection, piece), strict=True)
+        ended = [job_id for job_id, state in states if state is not None and state.status in _MAY_GO_AGAIN]
+        for job in RqJob.fetch_many(ended, connection=connection, serializer=JSONSerializer) if ended else []:
+            if job is None:  # forgotten just now
+                continue
+            try:
+                again = read_payload(job.data)
+            except InvalidSpecError:
+                continue
+            yield again
+
+
+def _pieces(job_ids: Iterable[str]) -> Iterator[list[str]]:
+    iterator = iter(job_ids)
+    while piece := list(islice(iterator, CHUNK)):
+        yield piece
