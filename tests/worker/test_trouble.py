@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 from tests.engine import models
 
@@ -135,6 +136,24 @@ def test_a_warm_up_that_fails_is_no_jobs_failure(house: House) -> None:
         result = house.queue.wait(job, timeout=90)
         assert (result.attempt, len(result.images)) == (1, images)
     assert "broken could not be warmed up" in house.log.read_text()
+
+
+def test_a_job_that_ran_out_of_memory_is_tried_again_in_an_empty_renderer(house: House) -> None:
+    first = house.submit()
+    worker = house.start_worker()
+    house.queue.wait(first, timeout=90)
+    (renderer,) = house.children(worker)
+    process = psutil.Process(renderer)
+    if not hasattr(process, "rlimit"):  # macOS lets nobody limit another process
+        return
+    process.rlimit(psutil.RLIMIT_AS, (process.memory_info().vms + (8 << 20),) * 2)
+    job = house.submit("a large one", width=384, height=384)
+    failure = getattr(house.wait_for("returned", job.id), "failure", None)
+    assert failure is not None
+    assert failure.kind == "out_of_memory"
+    process.wait(60)
+    assert getattr(house.wait_for("started", job.id, count=2), "attempt", None) == 2
+    house.queue.cancel(job)
 
 
 def test_a_renderer_that_stands_still_does_not_stop_its_supervisor(

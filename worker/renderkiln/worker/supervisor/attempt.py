@@ -313,6 +313,8 @@ class _Attempt:
         error = failures.get(message.kind, errors.RenderFailedError)
         if error in (errors.PromptListError, errors.JobFailedError):
             error = errors.RenderFailedError
+        if error is errors.OutOfMemoryError:
+            self._renderer.kill()  # nothing else gives all memory back: the next try begins with an empty one
         raise error(message.message)
 
     def _reason(self) -> Exception:
