@@ -18,9 +18,10 @@ from renderkiln.schema.errors import ConversionError, ModelLoadError
 
 from ..runtimes.manifest import CheckReport, PackageInfo, Psnr
 from ..runtimes.mlpackage import open_package
+from ..runtimes.reference.graph import Graph
 from .attention import rewrite_attention
 from .check import BAR, Outputs, compare, hold_to_bar, reference_outputs
-from .compress.layers import read_graph
+from .compress.layers import find_layers, read_graph
 from .compress.palettize import palettize
 from .compress.recipe_file import read_recipe
 from .coreml import bisect, read_interface, trace, write_package
@@ -52,6 +53,7 @@ def convert_stage(job: StageJob, tell: Tell) -> Done:
         inputs = make_inputs(plan, job.source, job.family, job.loras, job.random_inputs)
         _give_back()
     expected = _write_dense(job, dense, inputs, tell)
+    graph = _look_whole(plan, dense)
     _give_back()
 
     def measure(*packages: Path) -> tuple[Psnr, ...]:
@@ -60,7 +62,8 @@ def convert_stage(job: StageJob, tell: Tell) -> Done:
 
     whole, bits, report = dense, _bits(plan), None
     results: tuple[Psnr, ...] = ()
-    squeeze = plan.nbits is not None or plan.recipe
+    # A stage may be too small to have a weight that is worth a palette.
+    squeeze = (plan.nbits is not None or plan.recipe) and bool(find_layers(graph))
     if job.check and (squeeze or len(plan.files) == 1):
         results = measure(dense)
         hold_to_bar(plan.stage, results)
@@ -104,7 +107,6 @@ def _write_dense(job: StageJob, path: Path, inputs: dict[str, Inputs], tell: Tel
     gc.collect()
     tell("converting")
     write_package(traced, plan, path, model=job.source.name, version=job.source.revision or "")
-    _look_whole(plan, path)
     return expected
 
 
@@ -153,10 +155,10 @@ def _finish(plan: StagePlan, whole: Path, folder: Path, tell: Tell) -> tuple[Pat
     return targets
 
 
-def _look_whole(plan: StagePlan, path: Path) -> None:
+def _look_whole(plan: StagePlan, path: Path) -> Graph:
     """Sees that every constant is there: what writes the weights does not always notice a full disk."""
     try:
-        read_graph(open_package(path))
+        return read_graph(open_package(path))
     except ModelLoadError as error:
         raise ConversionError(
             f"{plan.stage}: what was written cannot be read back; is the disk full? ({error})"

@@ -1,0 +1,300 @@
+"""`renderkiln convert` as a command: its table, going on after an interruption, and leaving nothing half-written."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from renderkiln.home.models import find_model
+from renderkiln.schema.errors import ModelLoadError
+from renderkiln.worker.convert.run import WORK_FOLDER
+from renderkiln.worker.runtimes import manifest as manifests
+
+SMALL = 100_000
+PACKAGED = {"text_encoder", "unet", "vae_decoder", "vae_encoder"}
+#: Starts a program whose files, and those of all that it starts, can have so many bytes at most.
+LIMITED = "import os, resource, sys; n = int(sys.argv[1]); resource.setrlimit(resource.RLIMIT_FSIZE, (n, n)); "
+LIMITED += "os.execv(sys.argv[2], sys.argv[2:])"
+
+
+def run(*arguments: object, limit: int | None = None) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "renderkiln.producer", "convert", *map(str, arguments)]
+    if limit is not None:
+        command = [sys.executable, "-c", LIMITED, str(limit), *command]
+    return subprocess.run(command, capture_output=True, text=True, timeout=170)
+
+
+def packages(folder: Path) -> set[str]:
+    return {path.name for path in folder.rglob("*.mlpackage")}
+
+
+@pytest.fixture(scope="module")
+def converted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    """The command of the documentation, run once."""
+    out = tmp_path_factory.mktemp("converted") / "out"
+    return out, run("shapes", "-o", out, "--attention", "split-einsum", "--nbits", 6, "--bundle-for-swift")
+
+
+@pytest.fixture
+def folder(converted: tuple[Path, Any], tmp_path: Path) -> Path:
+    """A copy of the converted demo model."""
+    shutil.copytree(converted[0], tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+def test_the_demo_model_ends_with_a_table(converted: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    out, said = converted
+    assert (said.returncode, "Traceback" in said.stderr) == (0, False)
+    header, *rows = [line.split() for line in said.stdout.splitlines()]
+    assert header == ["stage", "MB", "bits", "PSNR", "dB", "seconds"]
+    table = {row[0]: row[1:] for row in rows[:4]}
+    assert set(table) == PACKAGED
+    assert {stage: bits for stage, (_, bits, _, _) in table.items()} == {
+        "text_encoder": "6",
+        "unet": "6",
+        "vae_decoder": "16",
+        "vae_encoder": "16",
+    }
+    assert all(float(decibels) > 25 and float(seconds) > 0 for _, _, decibels, seconds in table.values())
+    assert packages(out) == {f"Stable_Diffusion_version_shapes_{stage}.mlpackage" for stage in PACKAGED}
+    assert not (out / WORK_FOLDER).exists()
+
+
+def test_the_folder_is_complete_in_itself(converted: tuple[Path, Any]) -> None:
+    out, _ = converted
+    manifest = manifests.load(out, digests=True)
+    assert (manifest.model, manifest.variant, manifest.sizes) == ("shapes", "split-einsum", ((64, 64),))
+    for stage in manifest.stages.values():
+        assert stage.check is not None
+        assert min(each.decibels for each in stage.check.results) > stage.check.bar == 35
+    assert {"coremltools", "torch", "renderkiln"} <= set(manifest.versions)
+    demo = find_model_folder()
+    for name in ("model_index.json", "scheduler/scheduler_config.json", "unet/config.json", "tokenizer/vocab.json"):
+        assert json.loads((out / name).read_text()) == json.loads((demo / name).read_text())
+
+
+def find_model_folder() -> Path:
+    from renderkiln.home.folder import DataFolder
+
+    return find_model(DataFolder(Path("/nonexistent")), "shapes")
+
+
+def test_the_folder_for_swift_has_all_that_needs_no_mac_and_says_what_does(converted: tuple[Path, Any]) -> None:
+    out, said = converted
+    there = {path.name for path in (out / "Resources").iterdir()}
+    assert {"vocab.json", "merges.txt", "controlnet"} <= there
+    for name in ("TextEncoder.mlmodelc", "Unet.mlmodelc", "VAEDecoder.mlmodelc", "VAEEncoder.mlmodelc"):
+        assert (name in there) != (name in said.stdout)
+
+
+def test_the_same_command_again_keeps_everything(folder: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*.mlpackage")}
+    said = run("shapes", "-o", folder, "--attention", "split-einsum", "--nbits", 6, "--json")
+    assert said.returncode == 0
+    stages = json.loads(said.stdout)["stages"]
+    assert {each["stage"] for each in stages if each["kept"]} == PACKAGED
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*.mlpackage")} == before
+
+
+def test_only_what_changed_or_was_damaged_is_converted_again(folder: Path) -> None:
+    (weights,) = (folder / "Stable_Diffusion_version_shapes_text_encoder.mlpackage").rglob("weight.bin")
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    said = run("shapes", "-o", folder, "--attention", "split-einsum", "--nbits", 6, "--json")
+    kept = {each["stage"]: each["kept"] for each in json.loads(said.stdout)["stages"]}
+    assert kept == {stage: stage != "text_encoder" for stage in PACKAGED}
+    manifests.load(folder, digests=True)
+
+
+def test_another_model_does_not_go_into_the_same_folder(folder: Path, tiny: Path) -> None:
+    said = run(tiny / "sd1", "-o", folder)
+    assert (said.returncode, "holds shapes already" in said.stderr) == (2, True)
+    manifests.load(folder, digests=True)
+
+
+@pytest.mark.parametrize("damage", ["size", "digest", "missing", "elsewhere", "field", "json"])
+def test_a_manifest_that_lies_is_not_believed(folder: Path, damage: str) -> None:
+    path = folder / manifests.FILE_NAME
+    values = json.loads(path.read_text())
+    package = values["stages"]["unet"]["packages"][0]
+    if damage == "size":
+        package["size_bytes"] += 1
+    elif damage == "digest":
+        package["sha256"] = "0" * 64
+    elif damage == "missing":
+        shutil.rmtree(folder / package["file"])
+    elif damage == "elsewhere":
+        package["file"] = "../unet.mlpackage"
+    elif damage == "field":
+        values["surprise"] = 1
+    path.write_text(json.dumps(values) if damage != "json" else "{")
+    with pytest.raises(ModelLoadError):
+        manifests.load(folder, digests=True)
+
+
+@pytest.fixture
+def stopped(tmp_path: Path) -> Iterator[Callable[..., Path]]:
+    """Runs a conversion until its second stage is at work, and then ends it without a warning."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    def stop(*arguments: object) -> Path:
+        out = tmp_path / "out"
+        command = [sys.executable, "-m", "renderkiln.producer", "convert", *map(str, arguments), "-o", str(out)]
+        process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        started.append(process)
+        deadline = time.monotonic() + 150
+        while not (_stages(out) == {"text_encoder"} and list((out / WORK_FOLDER / "stage").glob("*"))):
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        process.kill()
+        process.wait()
+        return out
+
+    yield stop
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+def _stages(out: Path) -> set[str]:
+    try:
+        return set(manifests.read(out).stages)
+    except ModelLoadError:
+        return set()
+
+
+def test_a_conversion_that_was_killed_leaves_no_half_and_goes_on(stopped: Callable[..., Path], tiny: Path) -> None:
+    arguments = (tiny / "sd1", "--no-check", "--stages", "text_encoder,vae_decoder")
+    out = stopped(*arguments)
+    assert {path.name for path in out.glob("*.mlpackage")} == {"Stable_Diffusion_version_sd1_text_encoder.mlpackage"}
+    manifests.load(out, digests=True)
+    _until(lambda: not _processes_in(out))
+    said = run(*arguments, "-o", out, "--json")
+    assert said.returncode == 0
+    kept = {each["stage"]: each["kept"] for each in json.loads(said.stdout)["stages"]}
+    assert kept == {"text_encoder": True, "vae_decoder": False}
+    assert not (out / WORK_FOLDER).exists()
+
+
+def _processes_in(out: Path) -> list[int]:
+    """Processes that were told to use that folder for temporary files: the stages' own."""
+    import psutil
+
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get("TMPDIR") == str(out / WORK_FOLDER):
+                found.append(process.pid)
+        except psutil.Error:
+            continue
+    return found
+
+
+def _until(is_so: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not is_so():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_ctrl_c_leaves_no_half_and_no_process(tiny: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "renderkiln.producer", "convert", str(tiny / "sd1"), "-o", str(out)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    _until(lambda: (out / WORK_FOLDER / "stage").is_dir())
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in said
+    assert not (out / WORK_FOLDER).exists()
+    assert (packages(out), _processes_in(out)) == (set(), [])
+
+
+def test_one_conversion_at_a_time_writes_into_a_folder(tiny: Path, tmp_path: Path) -> None:
+    import fcntl
+
+    out = tmp_path / "out"
+    out.mkdir()
+    handle = os.open(out, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        said = run(tiny / "sd1", "-o", out)
+    finally:
+        os.close(handle)
+    assert (said.returncode, "another conversion" in said.stderr) == (2, True)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[tuple[Path, int | None]]:
+    """A folder on a disk of 1 MB where one can be mounted; elsewhere one whose files can have 100 KB at most."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
+    mounted = sys.platform == "linux" and subprocess.run(command, capture_output=True, check=False).returncode == 0
+    try:
+        yield folder, None if mounted else SMALL
+    finally:
+        if mounted:
+            subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk_is_said_and_leaves_no_half(small_disk: tuple[Path, int | None]) -> None:
+    folder, limit = small_disk
+    out = folder / "out"
+    said = run("shapes", "-o", out, "--no-check", "--stages", "unet", limit=limit)
+    assert said.returncode == 1
+    assert said.stderr.startswith("renderkiln: ")
+    assert "Traceback" not in said.stderr
+    assert packages(out) == set()
+    assert not (out / WORK_FOLDER).exists()
+
+
+def test_limited_files_are_said_and_leave_no_half(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    said = run("shapes", "-o", out, "--no-check", "--stages", "unet", limit=SMALL)
+    assert said.returncode == 1
+    assert "Traceback" not in said.stderr
+    assert packages(out) == set()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["-o", "out"], "which model"),
+        (["shapes"], "-o"),
+        (["model.ckpt", "-o", "out"], "pickle"),
+        (["shapes", "-o", "out", "--nbits", "5"], "--nbits"),
+        (["shapes", "-o", "out", "--stages", "une"], "Did you mean"),
+        (["shapes", "-o", "out", "--sd3-version"], "Stable Diffusion 3"),
+        (["shapes", "-o", "out", "--width", "65"], "multiples of 4"),
+        (["shapes", "-o", "out", "--sizes", "64x64", "--width", "64"], "give one of them"),
+        (["shapes", "-o", "out", "--lora", "nowhere.safetensors"], "no such file"),
+    ],
+)
+def test_bad_input_ends_with_2_and_writes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    said = run(*arguments)
+    assert (said.returncode, message in said.stderr) == (2, True)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_apples_command_line_is_understood(tiny: Path, tmp_path: Path) -> None:
+    line = f"--model-version {tiny / 'sd1'} --convert-vae-decoder --latent-h 16 --latent-w 24 -o {tmp_path / 'out'}"
+    said = run(*line.split(), "--compute-unit", "CPU_AND_NE", "--min-deployment-target", "iOS17", "--json")
+    assert said.returncode == 0
+    manifest = manifests.load(tmp_path / "out")
+    assert (set(manifest.stages), manifest.sizes) == ({"vae_decoder"}, ((48, 32),))

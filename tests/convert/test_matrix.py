@@ -1,0 +1,81 @@
+"""Every attention × batch × cut in two × compressed, with the demo model: six conversions, the rest made of them."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from renderkiln.worker.convert.check import BAR, Outputs, compare, hold_to_bar, reference_outputs
+from renderkiln.worker.convert.compress.palettize import palettize
+from renderkiln.worker.convert.coreml import bisect
+from renderkiln.worker.convert.inputs import Inputs, make_inputs
+from renderkiln.worker.convert.loading import load_component
+from renderkiln.worker.convert.options import ATTENTIONS, BITS
+from renderkiln.worker.convert.plan import StagePlan
+from renderkiln.worker.convert.stages import make_stage
+
+from .conftest import convert_here, plan_of
+
+#: For each width, what the demo model's UNet keeps at least, in decibels: a fence against something breaking.
+KEEPS = {8: 43.0, 6: 33.0, 4: 20.0, 2: 5.0, 1: 0.0}
+CASES = [
+    (attention, batch_one, BITS[number % len(BITS)])
+    for number, (attention, batch_one) in enumerate(product(ATTENTIONS, (False, True)))
+]
+
+
+class Unet:
+    """One conversion of the demo model's UNet to 16 bits, with the inputs of its check and what torch makes of them."""
+
+    def __init__(self, folder: Path, attention: str, batch_one: bool) -> None:
+        options: dict[str, Any] = {"attention": attention, "unet_batch_one": batch_one, "stages": ("unet",)}
+        self.folder = folder
+        self.converted = convert_here(folder, "shapes", "unet", **options)
+        self.plan: StagePlan = self.converted.plan
+        source, _, _ = plan_of("shapes", **options)
+        self.inputs: dict[str, Inputs] = make_inputs(self.plan, source, "sd", (), 1)
+        stock = make_stage(self.plan, load_component(source, "unet"), family="sd", channels_first=False)
+        self.expected: dict[str, Outputs] = reference_outputs(self.plan, stock, self.inputs, lambda *_: None)
+
+    def measure(self, *packages: Path) -> float:
+        results = compare(self.plan, packages, self.inputs, self.expected, lambda *_: None)
+        return min(each.decibels for each in results)
+
+    def cut(self, package: Path) -> tuple[Path, Path]:
+        chunks = (self.folder / f"{package.stem}-1.mlpackage", self.folder / f"{package.stem}-2.mlpackage")
+        bisect(package, chunks, "unet")
+        return chunks
+
+
+@pytest.fixture(scope="module", params=CASES, ids=lambda case: "-".join(map(str, case)))
+def unet(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Unet, int]]:
+    attention, batch_one, nbits = request.param
+    folder = tmp_path_factory.mktemp("unet")
+    yield Unet(folder, attention, batch_one), nbits
+    shutil.rmtree(folder)
+
+
+def test_the_demo_models_unet_whole_cut_compressed_and_both(unet: tuple[Unet, int]) -> None:
+    made, nbits = unet
+    (package,) = made.converted.packages
+    assert made.converted.worst > BAR
+    whole = made.measure(package)
+    chunks = made.cut(package)
+    assert made.measure(*chunks) == pytest.approx(whole, abs=1.0)
+    sizes = [sum(file.stat().st_size for file in chunk.rglob("*") if file.is_file()) for chunk in chunks]
+    assert max(sizes) < 0.65 * sum(sizes)
+    small = made.folder / "small.mlpackage"
+    palettize(package, small, nbits=nbits)
+    compressed = made.measure(small)
+    assert compressed > KEEPS[nbits]
+    assert made.measure(*made.cut(small)) == pytest.approx(compressed, abs=0.5)
+    hold_to_bar("unet", made.converted.done.check.results)  # type: ignore[union-attr]
+
+
+def test_every_width_has_its_turn() -> None:
+    assert {nbits for _, _, nbits in CASES} == set(BITS)
