@@ -1,0 +1,1 @@
+"""Tests of compression: palettes, recipes, measurements, and the commands."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partialmethod
@@ -11,13 +12,18 @@ from pathlib import Path
 
 @contextmanager
 def quietly() -> Iterator[None]:
-    """No progress bars of coremltools' within: it has no switch for them, and they would run through ours."""
+    """No progress bars of coremltools' within: it has no switch for them, and they would run through ours.
+
+    Nor Python's warnings of temporary folders that it leaves to the garbage collector.
+    """
     from tqdm import tqdm  # type: ignore[import-untyped]
 
     original = tqdm.__init__
     tqdm.__init__ = partialmethod(original, disable=True)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Implicitly cleaning up", ResourceWarning)
+            yield
     finally:
         tqdm.__init__ = original
 

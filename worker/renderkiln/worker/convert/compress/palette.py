@@ -17,6 +17,7 @@ from renderkiln.schema.errors import ModelLoadError
 
 _CODES = 1 << 16
 _PIECE = 1 << 20
+_NOT_FINITE = "it holds NaN or infinite values; convert the model again"
 #: Values closer together than this part of the weight's spread are clustered as one. float16 holds most of its values
 #: near zero, far closer than any palette's: this makes clustering to 8 bits eight times as fast, for a
 #: hundredth more squared error at the most.
@@ -55,12 +56,12 @@ class Histogram:
             ModelLoadError: it holds NaN or an infinity, which no palette can stand for.
         """
         self._dtype = weight.dtype
-        self._scale = 1.0 if weight.dtype == np.float16 else float(np.abs(weight).max(initial=0.0)) or 1.0
+        self._scale = 1.0 if weight.dtype == np.float16 else _largest(weight)
         counts = _count(weight, self._scale)
         present = np.flatnonzero(counts).astype(np.uint16)
         values = present.view(np.float16).astype(np.float64)
-        if not np.isfinite(self._scale) or not np.isfinite(values).all():
-            raise ModelLoadError("it holds NaN or infinite values; convert the model again")
+        if not np.isfinite(values).all():
+            raise ModelLoadError(_NOT_FINITE)
         order = np.argsort(values, kind="stable")
         self._codes, self._values = present[order], values[order]
         self._counts = counts[self._codes].astype(np.float64)
@@ -88,6 +89,14 @@ class Histogram:
             weights = np.add.reduceat(weights, first)
             points = sums / weights
         return np.asarray(kmeans1d.cluster(points, count, weights=weights).centroids)
+
+
+def _largest(weight: NDArray[Any]) -> float:
+    """The largest magnitude; 1 where all is zero, so that it can be divided by."""
+    largest = float(np.abs(weight).max(initial=0.0))
+    if not np.isfinite(largest):
+        raise ModelLoadError(_NOT_FINITE)
+    return largest or 1.0
 
 
 def _count(weight: NDArray[Any], scale: float) -> NDArray[np.int64]:
