@@ -319,7 +319,7 @@ def _flag(at: Matcher, node: Node, name: str) -> bool | None:
 def _is_mask(at: Matcher, name: str, logits: str) -> bool:
     """Whether a mask is constant, fits, and hides no row as a whole (for which softmax and torch's kernel differ)."""
     value, rank = at.constant(name), at.rank(logits)
-    if value is None or np.ndim(value) != rank:
+    if value is None or rank is None or not 2 <= np.ndim(value) <= rank:
         return False
     return bool(np.isfinite(np.asarray(value, np.float32).max(axis=-1)).all())
 

@@ -18,8 +18,8 @@ def linear(call: Call) -> Bound:
 @op("matmul")
 def matmul(call: Call) -> Bound:
     across_x, across_y = call.flag("transpose_x", False), call.flag("transpose_y", False)
-    # A vector is a row on the left and a column on the right; there is nothing to transpose in it.
-    across_x, across_y = across_x and call.rank("x") > 1, across_y and call.rank("y") > 1
+    if min(call.rank("x"), call.rank("y")) < 2:
+        raise call.unsupported("with a vector; Core ML's own tools disagree about the shape of its result")
     if across_x and across_y:
         return call.bind(lambda x, y: torch.matmul(x.transpose(-1, -2), y.transpose(-1, -2)), "x", "y")
     if across_x:
