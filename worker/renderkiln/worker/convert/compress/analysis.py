@@ -44,7 +44,7 @@ def make_plan(measurements: Measurements, widths: Sequence[int], target: Target)
     except BadInputError as error:
         least = rest + sum(min(choice.cost for choice in layer.choices) for layer in layers)
         raise BadInputError(
-            f"the package cannot get smaller than {least / 1e6:,.2f} MB with these widths; {budget / 1e6:,.2f} MB were "
+            f"the package cannot get smaller than {least / 1e6:,.3f} MB with these widths; {budget / 1e6:,.3f} MB were "
             f"asked for"
         ) from error
 
@@ -68,7 +68,7 @@ def other_bytes(measurements: Measurements) -> int:
 
 def _layer(layer: LayerMeasurements, widths: Sequence[int], cost: CostOf) -> Layer:
     errors: dict[int, float] = {UNTOUCHED: 0.0}
-    errors.update((width, error) for width, error in layer.errors.items())
+    errors.update(layer.errors)
     return Layer(layer.name, tuple(Choice(width, cost(layer, width), errors[width]) for width in widths))
 
 

@@ -130,7 +130,7 @@ def recipe(
     with display.bars(Console(stderr=True)) as tell:
         found = measure(
             package,
-            [width for width in widths if width != UNTOUCHED],  # type: ignore[misc]
+            [width for width in widths if width != UNTOUCHED],
             samples=samples,
             seed=seed,
             keep=measurements,

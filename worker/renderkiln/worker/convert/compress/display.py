@@ -94,7 +94,7 @@ def layer_table(measurements: Measurements, plan: Plan, widths: Sequence[int], c
         shown.add_column(f"{width} bit{'s' if width > 1 else ''}", justify="right")
     shown.add_column("chosen", justify="right")
     for each in most_sensitive(measurements)[:count]:
-        psnrs = [_decibels(psnr_of(each.errors[width])) for width in measured]  # type: ignore[index]
+        psnrs = [_decibels(psnr_of(each.errors[width])) for width in measured]
         shown.add_row(each.name, f"{each.elements:,}", *psnrs, str(plan.bits[each.name]))
     return shown
 

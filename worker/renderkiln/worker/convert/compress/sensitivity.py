@@ -7,7 +7,6 @@ interrupted goes on, and another target needs no new measurements.
 
 from __future__ import annotations
 
-import json
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -27,7 +26,6 @@ from ...runtimes.reference import ReferenceRuntime
 from .layers import Layer, find_layers, read_graph
 from .palette import Histogram
 from .quality import noise, random_inputs, vocabulary
-from .recipe import Width
 
 #: Told how many of how many measurements are done.
 Progress = Callable[[str, int, int], None]
@@ -45,7 +43,7 @@ class LayerMeasurements(BaseModel):
     #: Bytes of an element of the layer as it is.
     itemsize: Literal[2, 4]
     #: Bits to the power of the noise over the peak squared, in the output that suffers most.
-    errors: dict[Width, float] = Field(default_factory=dict)
+    errors: dict[int, float] = Field(default_factory=dict)
 
     @property
     def elements(self) -> int:
@@ -55,7 +53,8 @@ class LayerMeasurements(BaseModel):
 class Measurements(BaseModel):
     """What was measured of a package."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # A layer may well make infinite noise, for which JSON has no number.
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
 
     version: Literal[1] = 1
     #: SHA-256 of the package, as `mlpackage.Package.sha256` takes it.
@@ -68,7 +67,7 @@ class Measurements(BaseModel):
 
 def measure(
     package: Path,
-    widths: Sequence[Width],
+    widths: Sequence[int],
     *,
     samples: int = 1,
     seed: int = 0,
@@ -114,25 +113,26 @@ def measure(
     inputs = [random_inputs(runtime.inputs, vocabulary(graph), seed + number) for number in range(samples)]
     references = [runtime.predict(each) for each in inputs]
     tell = progress or (lambda _what, _done, _of: None)
-    last = None
-    for done, (layer, width, weight) in enumerate(_compressed(todo), start=1):
-        outputs = [runtime.predict(each, constants={layer.name: weight}) for each in inputs]
-        errors[layer.name][width] = max(noise(references, outputs).values())
-        tell(MEASURING, done, len(todo))
-        if keep is not None and layer is not last and last is not None:
+    last = todo[0][0]
+    try:
+        for done, (layer, width, weight) in enumerate(_compressed(todo), start=1):
+            if keep is not None and layer is not last:
+                _save(keep, _with(start, errors))  # for the day that the power goes
+            last = layer
+            outputs = [runtime.predict(each, constants={layer.name: weight}) for each in inputs]
+            errors[layer.name][width] = max(noise(references, outputs).values())
+            tell(MEASURING, done, len(todo))
+    finally:
+        if keep is not None:
             _save(keep, _with(start, errors))
-        last = layer
-    found = _with(start, errors)
-    if keep is not None:
-        _save(keep, found)
-    return found
+    return _with(start, errors)
 
 
-def _compressed(todo: Sequence[tuple[Layer, Width]]) -> Iterator[tuple[Layer, Width, NDArray[np.floating]]]:
+def _compressed(todo: Sequence[tuple[Layer, int]]) -> Iterator[tuple[Layer, int, NDArray[np.floating]]]:
     """Each layer's weight at each width; the next ones are clustered while the model runs on the last one."""
     counted: tuple[Layer, Histogram] | None = None
 
-    def compress(layer: Layer, width: Width) -> tuple[Layer, Width, NDArray[np.floating]]:
+    def compress(layer: Layer, width: int) -> tuple[Layer, int, NDArray[np.floating]]:
         nonlocal counted
         if counted is None or counted[0] is not layer:
             try:
@@ -152,7 +152,7 @@ def _compressed(todo: Sequence[tuple[Layer, Width]]) -> Iterator[tuple[Layer, Wi
             pool.shutdown(cancel_futures=True)
 
 
-def _with(start: Measurements, errors: dict[str, dict[Width, float]]) -> Measurements:
+def _with(start: Measurements, errors: dict[str, dict[int, float]]) -> Measurements:
     layers = tuple(each.model_copy(update={"errors": dict(sorted(errors[each.name].items()))}) for each in start.layers)
     return start.model_copy(update={"layers": layers})
 
@@ -182,7 +182,7 @@ def _kept(path: Path | None, expected: Measurements) -> Measurements | None:
 
 
 def _save(path: Path, measurements: Measurements) -> None:
-    text = json.dumps(measurements.model_dump(mode="json"), indent=1) + "\n"
+    text = measurements.model_dump_json(indent=1) + "\n"
     folder = path.absolute().parent
     try:
         folder.mkdir(parents=True, exist_ok=True)
