@@ -24,7 +24,7 @@ from .weights import WeightFile
 Arithmetic = Literal["float32", "float16"]
 #: The sets of operations that are known here, by the name that a program's block has.
 _OPSETS = ("CoreML5", "CoreML6", "CoreML7", "CoreML8")
-_NUMPY = {"float16": np.float16, "float32": np.float32, "int32": np.int32}
+_TORCH = {"float16": torch.float16, "float32": torch.float32, "int32": torch.int32}
 
 
 class ReferenceRuntime:
@@ -134,7 +134,10 @@ class _Part:
             results = self.program.run(tensors, check=shapes not in self._checked, constants=replaced)
             self._checked.add(shapes)
             # A copy each: a result may be a view of an input, of a constant, or of another result.
-            arrays = {name: np.array(results[name].numpy(), _NUMPY[f.info.dtype]) for name, f in self.outputs.items()}
+            arrays = {
+                name: results[name].to(_TORCH[feature.info.dtype], copy=True).contiguous().numpy()
+                for name, feature in self.outputs.items()
+            }
         for name, feature in self.outputs.items():
             wrong = feature.complaint(arrays[name])
             if wrong is not None:

@@ -147,7 +147,7 @@ def cumsum(call: Call) -> Bound:
 def argsort(call: Call) -> Bound:
     axis, ascending = call.axis("axis", -1), call.flag("ascending", False)
     carrier = TORCH[call.output.dtype]
-    return call.bind(lambda x: torch.argsort(x, axis, not ascending, stable=True).to(carrier), "x")
+    return call.bind(lambda x: torch.argsort(x, dim=axis, descending=not ascending, stable=True).to(carrier), "x")
 
 
 @op("topk")
@@ -158,11 +158,11 @@ def topk(call: Call) -> Bound:
 
     def run(x: Any, k: Any) -> Any:
         # Stable: of equal elements the first one comes first.
-        values, indices = torch.sort(x, axis, not smallest, stable=True)
+        values, indices = torch.sort(x, dim=axis, descending=not smallest, stable=True)
         count = 1 if k is None else int(k)
         values, indices = values.narrow(axis, 0, count), indices.narrow(axis, 0, count)
         if not in_order:
-            indices = torch.sort(indices, axis).values
+            indices = torch.sort(indices, dim=axis).values
             values = torch.gather(x, axis, indices)
         return (values, indices.to(carrier)) if both else values
 
