@@ -73,7 +73,9 @@ def convert(
     latent_h: Annotated[int | None, typer.Option(hidden=True)] = None,
     latent_w: Annotated[int | None, typer.Option(hidden=True)] = None,
 ) -> None:
-    """Convert a Stable Diffusion model to Core ML, on any system, and check every stage of it.
+    """Convert a model to Core ML, and check every stage of it.
+
+    Works on any system.
 
     A stage that is there already, made with the same settings, is kept: the same command goes on where it was stopped.
     The flags of Apple's converter are accepted, too.

@@ -39,7 +39,9 @@ def compress(
     seed: Annotated[int, typer.Option(help="Of the random inputs.", min=0, max=2**31)] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
 ) -> None:
-    """Make Core ML models smaller: weights become indices of few bits into small palettes. Works on any system.
+    """Make Core ML models smaller: few bits for each weight.
+
+    Weights become indices of few bits into small palettes. Works on any system.
 
     Of a folder, text encoders, UNets and ControlNets are compressed, as by Apple's converter, and the rest is copied.
     PSNR is that of the output that suffers most, on random inputs, against the model as it was.
@@ -88,14 +90,16 @@ def recipe(
         Path | None,
         typer.Option(help="Keep what is measured in this file, and go on from it: other targets are quick."),
     ] = None,
-    samples: Annotated[int, typer.Option(help="Sets of random inputs to measure on.", min=1, max=64)] = 1,
+    samples: Annotated[int, typer.Option(help="Sets of random inputs to measure on.", min=1, max=64)] = 2,
     seed: Annotated[int, typer.Option(help="Of the random inputs.", min=0, max=2**31)] = 0,
     verify: Annotated[
         bool, typer.Option("--verify/--no-verify", help="Run once with all layers at the bits chosen.")
     ] = True,
     as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
 ) -> None:
-    """Find out which layers suffer from few bits, and write a mixed-bit recipe for a size or a quality.
+    """Measure which layers suffer from few bits; write a recipe.
+
+    The recipe gives each layer its own bits, for a size or a quality.
 
     Each layer alone is compressed to each number of bits, and the model's outputs are compared: one run of the model
     for each. Nothing is converted anew, and the package stays as it is.
