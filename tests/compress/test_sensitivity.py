@@ -164,8 +164,7 @@ def test_random_inputs_are_such_as_a_pipeline_gives() -> None:
     made = random_inputs(given, 300, 7)
     assert all(given[name].complaint(array) is None for name, array in made.items())
     assert len(made) == len(infos)
-    assert len(set(made["timestep"])) == 1
-    assert 0 <= made["timestep"][0] <= 999
+    assert 0 <= made["timestep"][0] < 500 <= made["timestep"][1] <= 999
     assert made["time_ids"].tolist() == [[64, 64, 0, 0, 64, 64]] * 2
     ids = made["input_ids"][0]
     assert (ids[0], ids[-1], ids.min() >= 0, ids.max()) == (298, 299, True, 299)

@@ -288,8 +288,10 @@ def _checked(before: manifests.CheckReport, report: StageReport) -> manifests.Ch
     if report.worst is None:
         return None
     compressed = tuple(
-        # Equal outputs compare as 100 dB and more in the conversion's own check.
-        manifests.Psnr(inputs="random, against the 16-bit package", output=output, decibels=min(round(psnr, 2), 200.0))
+        # JSON has no infinity: equal outputs are written as 200 dB, outputs that are not finite as -200.
+        manifests.Psnr(
+            inputs="random, against the package before", output=output, decibels=min(max(round(psnr, 2), -200.0), 200.0)
+        )
         for output, psnr in report.psnr.items()
     )
     return before.model_copy(update={"compressed": compressed})

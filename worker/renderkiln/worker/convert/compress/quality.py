@@ -45,8 +45,10 @@ def _values(info: TensorInfo, sample: Sequence[int], tokens: int, random: np.ran
     if info.name == "input_ids":
         return _prompt(shape, tokens, random)
     if info.name == "timestep":
-        # One step for all that is computed at once, as in a pipeline.
-        return np.full(shape, random.randint(_TIMESTEPS))
+        # A pipeline gives the same to all that is computed at once. Here they are spread, early to late: which layers
+        # matter depends on the step, and each item of the batch may as well tell of another one.
+        count = math.prod(shape)
+        return np.floor((np.arange(count) + random.uniform(size=count)) * _TIMESTEPS / count).reshape(shape)
     if info.name == "time_ids":
         # Height and width, the corner of the crop, height and width again, in pixels.
         height, width = [8 * size for size in sample[-2:]] or (1024, 1024)
