@@ -11,7 +11,6 @@ import json
 import os
 import sys
 import threading
-import traceback
 from typing import IO
 
 from renderkiln.schema.errors import RenderkilnError
@@ -39,12 +38,11 @@ def main() -> None:
         done = convert_stage(StageJob.model_validate_json(line), lambda *phase: tell(_phase(*phase)))
         tell(done)
     except RenderkilnError as error:
-        traceback.print_exc()
         tell(Failed(kind=error.kind, message=str(error)))
     except MemoryError:
         tell(Failed(kind="out_of_memory", message="there is not enough memory"))
     except OSError as error:
-        traceback.print_exc()
+        # Told before anything else: the log lies on the disk that may be full.
         tell(Failed(kind="conversion", message=f"{error.strerror or error}"))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +23,8 @@ from .plan import StagePlan
 model_proto()  # imports coremltools without its advice on standard error
 import coremltools as ct  # noqa: E402
 
+#: A disk with fewer bytes free counts as full.
+_FULL = 16 << 20
 #: What each input and output is, for whoever opens a package in Xcode.
 _DESCRIPTIONS = {
     "input_ids": "Token ids of a prompt, as floats",
@@ -125,4 +128,7 @@ def _coremltools(folder: Path, stage: str) -> Iterator[None]:
         except MemoryError:
             raise
         except Exception as error:
+            if shutil.disk_usage(folder).free < _FULL:
+                # What writes the weights says of a full disk no more than that it could not write.
+                raise ConversionError(f"{stage}: the disk is full") from error
             raise ConversionError(f"{stage}: coremltools could not convert it: {error}") from error

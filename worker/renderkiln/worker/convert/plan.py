@@ -87,10 +87,6 @@ class StagePlan(_Record):
     target: Target
     settings_digest: str
 
-    @property
-    def several_sizes(self) -> bool:
-        return any(len(tensor.shapes) > 1 for tensor in self.inputs)
-
 
 class Plan(_Record):
     """All stages, in the order in which they are converted."""
@@ -98,7 +94,6 @@ class Plan(_Record):
     stages: tuple[StagePlan, ...]
     #: Width and height in pixels, the default size first.
     sizes: tuple[tuple[int, int], ...]
-    scale: int
 
 
 def safe_name(name: str) -> str:
@@ -130,7 +125,7 @@ def make_plan(facts: ModelFacts, options: ConvertOptions, versions: Mapping[str,
                     f"--sizes: {stage.stage} has {len(flexible)} inputs that change with the size, which Core ML takes "
                     "from macOS 15 on; add --deployment-target macOS15, or give one size"
                 )
-    return Plan(stages=stages, sizes=sizes, scale=scale)
+    return Plan(stages=stages, sizes=sizes)
 
 
 def residual_shapes(config: Mapping[str, Any], batch: int, height: int, width: int) -> list[Shape]:

@@ -306,7 +306,7 @@ def _only_one(folder: Path) -> Iterator[None]:
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             raise BadInputError(f"another conversion is writing into {folder} right now") from None
         yield
     finally:

@@ -198,7 +198,8 @@ def _find_folder(model: str, models: DataFolder, revision: str | None) -> tuple[
     if (path / "model_index.json").is_file():
         _no_revision(model, revision)
         return path.resolve().name, path, None
-    if path.is_dir() and not (models.models / model).is_dir():
+    is_installed = not path.is_absolute() and (models.models / model / "model_index.json").is_file()
+    if path.is_dir() and not is_installed:
         raise ModelNotFoundError(f"{path} is no model in diffusers' layout: it has no model_index.json")
     try:
         found = find_model(models, model)
