@@ -1,7 +1,7 @@
 """`python -m renderkiln.worker.convert.child`: converts one stage, then ends, which is what gives its memory back.
 
 Libraries are imported before the job is asked for: the next stage's process gets ready while a stage is at work.
-It ends when its standard input does, as nobody is left then who would want the result.
+It ends when its parent is gone, as nobody is left then who would want the result.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import json
 import os
 import sys
 import threading
+import time
 from typing import IO
 
 from renderkiln.schema.errors import RenderkilnError
@@ -19,13 +20,13 @@ from .jobs import EVENTS, Done, Failed, Phase, StageJob
 
 
 def main() -> None:
+    threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
     events = _own_standard_output()
     from .stage_work import convert_stage  # torch, diffusers, coremltools
 
     line = sys.stdin.readline()
     if not line:
         return
-    threading.Thread(target=_end_with_parent, daemon=True).start()
     # Converting makes millions of small objects that all live to its end: looking through them again and again for
     # cycles takes a seventh of the time and finds nothing.
     gc.disable()
@@ -57,9 +58,9 @@ def _own_standard_output() -> IO[str]:
     return events
 
 
-def _end_with_parent() -> None:
-    while os.read(0, 4096):
-        pass
+def _end_with_parent(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(0.5)
     os._exit(1)
 
 
