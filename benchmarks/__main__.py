@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-NAMES = ("start_up", "submit_many", "whole_system", "judge_shapes", "convert_sd15")
+NAMES = ("start_up", "submit_many", "whole_system", "judge_shapes", "convert_sd15", "reference_runtime")
 
 
 def main() -> None:

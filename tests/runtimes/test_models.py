@@ -1,4 +1,4 @@
-"""Whole tiny models, converted for each target and attention, against torch; and what makes them smaller or splits them."""
+"""Whole tiny models, converted for each target and attention, against torch; also made smaller, and in chunks."""
 
 from __future__ import annotations
 
@@ -25,6 +25,8 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning"),
     pytest.mark.filterwarnings("ignore:Conversion of an array with ndim:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:Implicitly cleaning up:ResourceWarning"),
+    # Tracing looks at every attribute of transformers' models, the deprecated ones too.
+    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning"),
 ]
 TARGETS = {"13": ct.target.macOS13, "14": ct.target.macOS14, "15": ct.target.macOS15}
 #: What half-precision weights and inputs leave, in decibels; Apple's bar is 35.
@@ -252,6 +254,8 @@ def test_a_vae_in_single_precision(tmp_path: Path) -> None:
     compare(path, inputs, want, bar=100.0)
 
 
+# coremltools tries whether a constant that marks "none" fits half precision.
+@pytest.mark.filterwarnings("ignore:overflow encountered in cast:RuntimeWarning:coremltools")
 def test_a_safety_checker(tmp_path: Path) -> None:
     checker = models.make_safety_checker(0.1)
 
@@ -316,7 +320,9 @@ def test_a_quantized_unet(small_unet: Any, tmp_path: Path) -> None:
 
 def test_a_unet_in_two_chunks(small_unet: Any, tmp_path: Path) -> None:
     path, inputs, want = small_unet
-    ct.models.utils.bisect_model(str(path), str(tmp_path), merge_chunks_to_pipeline=True)
+    ct.models.utils.bisect_model(
+        str(path), str(tmp_path), merge_chunks_to_pipeline=True, check_output_correctness=False
+    )
     gc.collect()
     [chunked] = tmp_path.glob("*.mlpackage")
     compare(chunked, inputs, want)
