@@ -38,9 +38,6 @@ class Matcher:
             return None
         return node if self.uses.get(name, 0) == uses else None
 
-    def readers(self, name: str) -> list[Node]:
-        return [node for node in self.graph.nodes if name in node.every_input()]
-
     def one(self, node: Node, parameter: str) -> str:
         """The name of the one value bound to a parameter, or an empty one."""
         names = node.inputs.get(parameter, ())
@@ -55,9 +52,11 @@ class Matcher:
         return self.constant(self.one(node, name)) if name in node.inputs else default
 
     def number(self, name: str) -> float | None:
-        """A constant that is one number."""
-        value = self.constant(name)
-        return float(np.asarray(value).reshape(-1)[0]) if value is not None and np.size(value) == 1 else None
+        """A constant that is one number. Its declared size is looked at first: what is large is not read for this."""
+        constant = self.graph.constants.get(name)
+        if constant is None or constant.type.shape is None or any(size != 1 for size in constant.type.shape):
+            return None
+        return float(np.asarray(constant.value).reshape(-1)[0])
 
     def shape(self, name: str) -> tuple[int, ...] | None:
         return shape_of(self.types, name)
@@ -245,13 +244,15 @@ def _group_norm_affine(at: Matcher, node: Node) -> None:
 
 def _channel_constant(at: Matcher, name: str, beside: str) -> Any:
     """A constant that differs along axis 1 alone, as a vector of the length of that axis of `beside`."""
-    value, shape = at.constant(name), at.shape(beside) if beside in at.types else None
-    if value is None or shape is None or np.ndim(value) not in (len(shape), len(shape) - 1) or len(shape) < 2:
+    constant, shape = at.graph.constants.get(name), at.shape(beside) if beside in at.types else None
+    sizes = None if constant is None else constant.type.shape
+    if constant is None or sizes is None or shape is None or len(shape) < 2:
         return None
-    sizes = (1,) * (len(shape) - np.ndim(value)) + np.shape(value)
-    if sizes != (1, shape[1]) + (1,) * (len(shape) - 2):
+    if len(sizes) not in (len(shape), len(shape) - 1):
         return None
-    return np.asarray(value, np.float32).reshape(-1)
+    if (1,) * (len(shape) - len(sizes)) + sizes != (1, shape[1]) + (1,) * (len(shape) - 2):
+        return None
+    return np.asarray(constant.value, np.float32).reshape(-1)
 
 
 def _attention(at: Matcher, node: Node) -> None:
