@@ -46,8 +46,9 @@ RIGHT: Box = (0.5, 0.0, 1.0, 1.0)
 SCHEDULERS: dict[str, tuple[type, dict[str, Any]]] = {
     "dpm++": (DPMSolverMultistepScheduler, {}),
     "dpm++ karras": (DPMSolverMultistepScheduler, {"use_karras_sigmas": True}),
-    "ddim": (DDIMScheduler, {}),
-    "ddpm": (DDPMScheduler, {}),
+    # Both clip latents to [-1, 1] unless told not to, as if they were pixels.
+    "ddim": (DDIMScheduler, {"clip_sample": False}),
+    "ddpm": (DDPMScheduler, {"clip_sample": False}),
     "pndm": (PNDMScheduler, {}),
     "euler": (EulerDiscreteScheduler, {}),
     "euler a": (EulerAncestralDiscreteScheduler, {}),
