@@ -21,6 +21,8 @@ from renderkiln.worker.convert.stages import make_stage
 
 from .conftest import convert_here, plan_of
 
+# Six conversions, a dozen cuts: a busy machine takes its time.
+pytestmark = pytest.mark.timeout(900)
 #: For each width, what the demo model's UNet keeps at least, in decibels: a fence against something breaking.
 KEEPS = {8: 43.0, 6: 33.0, 4: 20.0, 2: 5.0, 1: 0.0}
 CASES = [
