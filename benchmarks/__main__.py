@@ -5,7 +5,16 @@ from __future__ import annotations
 import subprocess
 import sys
 
-NAMES = ("start_up", "submit_many", "whole_system", "judge_shapes", "convert_sd15", "reference_runtime")
+NAMES = (
+    "start_up",
+    "submit_many",
+    "whole_system",
+    "judge_shapes",
+    "convert_sd15",
+    "converted_shapes",
+    "compress_shapes",
+    "reference_runtime",
+)
 
 
 def main() -> None:
