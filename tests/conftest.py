@@ -21,6 +21,10 @@ from renderkiln.home.server import EmbeddedServer
 from renderkiln.home.settings import Settings, load
 from renderkiln.producer import RenderQueue
 
+# Tests run in parallel, and threads that wait for a core that another test has make both slow many times over. Set
+# before anything imports torch, and inherited by the processes that tests start.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 # A busy machine is slow now and then: how long an example takes says nothing about the code.
 hypothesis_settings.register_profile("renderkiln", deadline=None)
 hypothesis_settings.load_profile("renderkiln")
