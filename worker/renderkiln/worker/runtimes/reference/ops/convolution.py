@@ -97,7 +97,8 @@ def conv(call: Call) -> Bound:
     padding = (0,) * count if kind == "valid" else _even(pads)
     if padding is not None:
         return call.bind(
-            lambda x, weight, bias: convolve(x, weight, bias, strides, padding, dilations, groups),
+            # Turned values, channels last, would make torch copy the weights into that order at each call.
+            lambda x, weight, bias: convolve(x.contiguous(), weight, bias, strides, padding, dilations, groups),
             "x",
             "weight",
             "?bias",
