@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch.nn import functional
 
+from renderkiln.schema.errors import PredictionError
 from renderkiln.worker.runtimes.reference.ops.convolution import same_pads
 
 from .programs import close, evaluate, mb
@@ -126,6 +127,9 @@ def test_pooling(count: int, ceil: bool, data: Any) -> None:
 
     kernel, strides, sizes, pad = each(2, 3), each(1, 3), each(4, 7), each(0, 1)
     exclude = data.draw(st.booleans())
+    for size, window, stride, each_pad in zip(sizes, kernel, strides, pad, strict=True):
+        last = -(-(size + 2 * each_pad - window) // stride) * stride
+        assume(not ceil or each_pad or last < size)  # see the next test
     x = draw(0, 2, 3, *sizes)
     custom = {
         "kernel_sizes": kernel,
@@ -149,6 +153,18 @@ def test_pooling(count: int, ceil: bool, data: Any) -> None:
         sums = avg_pool(t.square(), kernel, strides, pad, False, True) * float(np.prod(kernel))
         close(length, torch.sqrt(sums).numpy(), 1e-4)
     assert length.shape == most.shape
+
+
+@pytest.mark.parametrize("kind", ["max_pool", "avg_pool"])
+def test_a_window_that_lies_outside(kind: str) -> None:
+    """Core ML declares a place for it, and nothing says what stands there."""
+
+    def build(x: Any) -> Any:
+        pool = getattr(mb, kind)
+        return pool(x=x, kernel_sizes=[2], strides=[3], pad_type="custom", pad=[0, 0], ceil_mode=True)
+
+    with pytest.raises(PredictionError, match="its last window lies outside"):
+        evaluate(build, x=draw(0, 1, 1, 6))
 
 
 @pytest.mark.parametrize("kind", ["same", "same_lower"])

@@ -164,8 +164,11 @@ def _padding_for(x: Any, kind: str, kernel: Any, strides: Any, pads: Pads, ceil:
         before, after = pads[2 * axis], pads[2 * axis + 1]
         rest = (size + before + after - kernel[axis]) % strides[axis]
         more = (strides[axis] - rest) % strides[axis] if ceil else 0
-        # A window that would begin beyond the input and its front padding is left out.
+        # A window that would begin beyond the input and its front padding is left out where there is padding, as Core
+        # ML's documentation has it; where there is none it would be counted, and hold nothing.
         if more and (size + before + after - kernel[axis] + more) // strides[axis] * strides[axis] >= size + before:
+            if before == after == 0:
+                raise ValueError("rounded up, its last window lies outside of the input")
             more = 0
         extra.append(more)
     return list(pads), extra
