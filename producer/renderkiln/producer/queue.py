@@ -1,7 +1,7 @@
 """`RenderQueue`: the client. Submit jobs, wait for them, look at them, cancel them.
 
 queue = RenderQueue()                                   # RENDERKILN_REDIS_URL, or the embedded server
-batch = queue.submit_many({"prompt": line} for line in open("prompts.txt"))
+batch = queue.submit_many({"prompt": line.strip()} for line in open("prompts.txt") if line.strip())
 for result in queue.as_completed(batch):
     print(result.status, [image.url for image in result.images])
 """

@@ -11,6 +11,8 @@ import typer
 from renderkiln.home.settings import load
 from renderkiln.schema.errors import BadInputError
 
+from .needs import say_what_is_missing
+
 if TYPE_CHECKING:
     from .options import ConvertOptions
     from .source import Source
@@ -86,6 +88,7 @@ def convert(
         raise BadInputError("which model? Say for example: renderkiln convert shapes -o out")
     if out is None:
         raise BadInputError("where to? Give a folder with -o")
+    say_what_is_missing("converting")
     from renderkiln.home.folder import DataFolder
 
     from .options import Lora, make_options, parse_recipe, parse_sizes

@@ -10,6 +10,8 @@ import typer
 
 from renderkiln.schema.errors import BadInputError
 
+from ..needs import say_what_is_missing
+
 if TYPE_CHECKING:
     from .targets import Target
 
@@ -55,7 +57,7 @@ def compress(
     _check_exists(source)
     if nbits is None and recipe is None:
         raise BadInputError("how small? Give --nbits or --recipe; `renderkiln recipe` makes a recipe for a size")
-    _say_what_is_missing()
+    say_what_is_missing("compressing")
     from rich.console import Console
 
     from . import display
@@ -121,7 +123,7 @@ def recipe(
     _check_exists(package)
     if package.is_dir() and package.suffix != ".mlpackage":
         raise BadInputError(f"{package} is a folder; a recipe is made for one package in it, say its UNet")
-    _say_what_is_missing()
+    say_what_is_missing("compressing")
     from rich.console import Console
 
     from . import display
@@ -168,16 +170,3 @@ def recipe(
 def _check_exists(path: Path) -> None:
     if not path.exists():
         raise BadInputError(f"{path} does not exist")
-
-
-def _say_what_is_missing() -> None:
-    import importlib.util
-
-    from renderkiln.schema.errors import WorkerUnavailableError
-
-    missing = [name for name in ("coremltools", "torch", "numpy") if importlib.util.find_spec(name) is None]
-    if missing:
-        raise WorkerUnavailableError(
-            f"compressing needs {', '.join(missing)}, which the base install leaves out: "
-            "pip install 'renderkiln[worker,coreml]'"
-        )

@@ -1,0 +1,51 @@
+"""The commands that need what the base install leaves out say so, instead of failing where it is missing."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+# A finder that hides what the extras bring, as if they were not installed.
+HIDING = """
+import importlib.abc, importlib.util, sys
+HIDDEN = {"torch", "numpy", "diffusers", "transformers", "coremltools"}
+class Hider(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in HIDDEN:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+find = importlib.util.find_spec
+importlib.util.find_spec = lambda name, package=None: None if name in HIDDEN else find(name, package)
+sys.meta_path.insert(0, Hider())
+from renderkiln.producer.cli.app import main
+main()
+"""
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["worker"],
+        ["convert", "shapes", "-o", "out"],
+        ["compress", "out", "-o", "smaller", "--nbits", "6"],
+        ["recipe", "unet.mlpackage", "-o", "recipe.json", "--target-size", "0.5x"],
+    ],
+    ids=lambda command: command[0],
+)
+def test_a_base_install_says_what_a_command_needs(command: list[str], tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "unet.mlpackage").mkdir()
+    said = subprocess.run(
+        [sys.executable, "-c", HIDING, *command],
+        cwd=tmp_path,
+        env=os.environ | {"RENDERKILN_DATA_DIR": str(tmp_path / "data")},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert said.returncode == 3, said.stderr
+    assert "which the base install leaves out: pip install" in " ".join(said.stderr.split())
+    assert "Traceback" not in said.stderr
