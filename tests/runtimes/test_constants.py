@@ -180,8 +180,6 @@ def test_weights_are_used_where_they_lie_and_never_written(tmp_path: Path) -> No
     assert weights.read_bytes() == before
 
 
-# coremltools leaves the folder of a model that it compresses to the garbage collector.
-@pytest.mark.filterwarnings("ignore:Implicitly cleaning up:ResourceWarning")
 @pytest.mark.parametrize("bits", [1, 2, 4, 6, 8])
 def test_palettized_by_coremltools(bits: int, tmp_path: Path) -> None:
     value = table(64, 64, dtype=np.float32)

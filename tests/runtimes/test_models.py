@@ -20,11 +20,9 @@ from renderkiln.worker.runtimes.reference import ReferenceRuntime
 from .programs import ct
 
 pytestmark = [
-    # torch warns of what a trace takes for constant; coremltools' conversions of numbers warn in numpy, and it leaves
-    # the folders of models that it has open to the garbage collector.
+    # torch warns of what a trace takes for constant; coremltools' conversions of numbers warn in numpy.
     pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning"),
     pytest.mark.filterwarnings("ignore:Conversion of an array with ndim:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:Implicitly cleaning up:ResourceWarning"),
     # Tracing looks at every attribute of transformers' models, the deprecated ones too.
     pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning"),
 ]

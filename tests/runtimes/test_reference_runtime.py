@@ -19,7 +19,6 @@ from .programs import Build, ct, mb, save, save_spec, spec_of
 
 X = {"x": ((2, 3), "float32")}
 #: coremltools leaves the folders of models that it has open to the garbage collector.
-LEFT_FOLDERS = pytest.mark.filterwarnings("ignore:Implicitly cleaning up:ResourceWarning")
 #: torch warns of sizes that a trace takes for constants, and coremltools' own conversions of numbers warn in numpy.
 TRACED = pytest.mark.filterwarnings(
     "ignore::torch.jit.TracerWarning", "ignore:Conversion of an array with ndim:DeprecationWarning"
@@ -414,7 +413,6 @@ def test_ranges_of_shapes(tmp_path: Path) -> None:
         runtime.predict({"x": zeros(1, 4, 8, 13)})
 
 
-@LEFT_FOLDERS
 def test_several_functions_over_one_weight_file(tmp_path: Path) -> None:
     weight = np.random.default_rng(0).standard_normal((32, 32)).astype(np.float32)
     paths = []
@@ -458,7 +456,6 @@ def _pipeline(tmp_path: Path) -> tuple[Path, Any]:
     return path, open_package(path).read_spec()
 
 
-@LEFT_FOLDERS
 def test_pipelines(tmp_path: Path) -> None:
     path, spec = _pipeline(tmp_path)
     assert spec.WhichOneof("Type") == "pipeline"
@@ -471,7 +468,6 @@ def test_pipelines(tmp_path: Path) -> None:
         ReferenceRuntime.load(path, function="main")
 
 
-@LEFT_FOLDERS
 def test_a_pipeline_whose_models_do_not_fit(tmp_path: Path) -> None:
     path, spec = _pipeline(tmp_path)
     del spec.pipeline.models[0]

@@ -6,7 +6,6 @@ command runs.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import logging
 import sys
@@ -16,13 +15,11 @@ from typing import Annotated
 import typer
 
 from renderkiln.home.settings import Settings, load
-from renderkiln.schema.errors import WorkerUnavailableError
 
 from .convert.apple import AppleCommand
 from .convert.cli import convert
 from .convert.compress.cli import add_commands as add_compress_commands
-
-_NEEDED = ("torch", "diffusers", "transformers", "safetensors", "numpy")
+from .needs import RENDERING, say_what_is_missing
 
 
 def add_commands(app: typer.Typer) -> None:
@@ -54,7 +51,7 @@ def worker(
     Example: RENDERKILN_REDIS_URL=redis://:secret@mini-1:6379 renderkiln worker --out s3://renders
     """
     settings = load(data_dir=data_dir, out=out, engine=engine, device=device)
-    _say_what_is_missing()
+    say_what_is_missing("a worker", RENDERING, "worker")
     _log_to_stderr(settings)
     from renderkiln.home.connect import connect
 
@@ -99,14 +96,6 @@ def list_models(
         where = "packaged demo model" if model.packaged else str(model.path)
         table.add_row(model.name, model.pipeline, f"{model.size_bytes / 1e6:,.1f}", where)
     Console().print(table)
-
-
-def _say_what_is_missing() -> None:
-    missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
-    if missing:
-        raise WorkerUnavailableError(
-            f"a worker needs {', '.join(missing)}, which the base install leaves out: pip install 'renderkiln[worker]'"
-        )
 
 
 class _JsonLines(logging.Formatter):

@@ -11,7 +11,7 @@ import typer
 from renderkiln.home.settings import load
 from renderkiln.schema.errors import BadInputError
 
-from .needs import say_what_is_missing
+from ..needs import CONVERTING, say_what_is_missing
 
 if TYPE_CHECKING:
     from .options import ConvertOptions
@@ -88,7 +88,7 @@ def convert(
         raise BadInputError("which model? Say for example: renderkiln convert shapes -o out")
     if out is None:
         raise BadInputError("where to? Give a folder with -o")
-    say_what_is_missing("converting")
+    say_what_is_missing("converting", CONVERTING, "worker,coreml")
     from renderkiln.home.folder import DataFolder
 
     from .options import Lora, make_options, parse_recipe, parse_sizes

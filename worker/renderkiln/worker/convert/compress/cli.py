@@ -10,7 +10,7 @@ import typer
 
 from renderkiln.schema.errors import BadInputError
 
-from ..needs import say_what_is_missing
+from ...needs import CONVERTING, say_what_is_missing
 
 if TYPE_CHECKING:
     from .targets import Target
@@ -57,7 +57,7 @@ def compress(
     _check_exists(source)
     if nbits is None and recipe is None:
         raise BadInputError("how small? Give --nbits or --recipe; `renderkiln recipe` makes a recipe for a size")
-    say_what_is_missing("compressing")
+    say_what_is_missing("compressing", CONVERTING, "worker,coreml")
     from rich.console import Console
 
     from . import display
@@ -123,7 +123,7 @@ def recipe(
     _check_exists(package)
     if package.is_dir() and package.suffix != ".mlpackage":
         raise BadInputError(f"{package} is a folder; a recipe is made for one package in it, say its UNet")
-    say_what_is_missing("compressing")
+    say_what_is_missing("compressing", CONVERTING, "worker,coreml")
     from rich.console import Console
 
     from . import display
