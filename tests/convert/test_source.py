@@ -20,22 +20,6 @@ from renderkiln.worker.convert.source import Source, find_source, read_facts
 from renderkiln.worker.convert.weights import fingerprint
 
 
-@pytest.fixture
-def data(tmp_path: Path) -> DataFolder:
-    return DataFolder(tmp_path / "data")
-
-
-@pytest.fixture
-def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """A Hub that cannot be reached, and an empty cache of it."""
-    import huggingface_hub.constants
-
-    cache = tmp_path / "hub"
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(cache))
-    return cache
-
-
 def facts(source: Source, **options: Any) -> ModelFacts:
     return read_facts(source, make_options(**options))
 
@@ -102,25 +86,6 @@ def test_another_kind_of_pipeline_is_refused_by_its_name(
     (model / "model_index.json").write_text(json.dumps({**index, "_class_name": pipeline}))
     with pytest.raises(UnsupportedModelError, match=pipeline):
         facts(find_source(str(model), data))
-
-
-@pytest.mark.parametrize(
-    ("key", "kind"),
-    [("double_blocks.0.img_attn.qkv.weight", "Flux"), ("joint_blocks.0.x", "Stable Diffusion 3"), ("lora_x", "LoRA")],
-)
-def test_another_kind_of_checkpoint_is_refused_by_its_name(
-    tmp_path: Path, data: DataFolder, key: str, kind: str
-) -> None:
-    save_file({key: torch.ones(1)}, tmp_path / "a.safetensors")
-    with pytest.raises(UnsupportedModelError, match=kind):
-        find_source(str(tmp_path / "a.safetensors"), data)
-
-
-def test_a_checkpoint_without_a_network_says_what_is_missing(tmp_path: Path, data: DataFolder, offline: Path) -> None:
-    key = "model.diffusion_model.input_blocks.2.1.transformer_blocks.0.attn2.to_k.weight"
-    save_file({key: torch.ones(4, 1024)}, tmp_path / "a.safetensors")
-    with pytest.raises(ModelNotFoundError, match=r"stable-diffusion-2-1.*--config"):
-        find_source(str(tmp_path / "a.safetensors"), data)
 
 
 def test_a_repository_that_cannot_be_reached_is_said_to_be(data: DataFolder, offline: Path) -> None:

@@ -108,7 +108,7 @@ def _from_checkpoint(source: Source, component: str, class_name: str) -> Any:
     with safe_open(source.checkpoint, framework="pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys() if name.startswith(prefixes)}  # noqa: SIM118
     if not tensors:
-        raise ModelLoadError(f"{source.checkpoint} holds no {component}")
+        raise ModelLoadError(f"{source.checkpoint} holds no {component}; --stages converts what it does hold")
     config, kind = str(source.folder), _CLASSES[class_name]
     settings: dict[str, Any] = {"config": config, "subfolder": component, "local_files_only": True}
     if class_name.startswith("CLIP"):

@@ -15,10 +15,11 @@ from pydantic import BaseModel, ConfigDict
 
 from renderkiln.home.folder import DataFolder
 from renderkiln.home.models import find_model
-from renderkiln.schema.errors import BadInputError, ModelLoadError, ModelNotFoundError, UnsupportedModelError
+from renderkiln.schema.errors import BadInputError, ModelNotFoundError, UnsupportedModelError
 
 from ..engine.files import find_weights, read_json
 from . import hub
+from .checkpoint import check_fits, refuse_other_kinds, repository_of
 from .options import ConvertOptions
 from .plan import ControlNetFacts, Family, ModelFacts, ProjectionFacts
 from .weights import fingerprint, read_header, refuse_pickles
@@ -45,20 +46,6 @@ _NEEDED: Mapping[Family, tuple[str, ...]] = {
 }
 _OPTIONAL: Mapping[Family, tuple[str, ...]] = {"sd": ("safety_checker",), "sdxl": ("text_encoder",)}
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-#: Keys that tell what a checkpoint in the original layout is, and where its small files are to be had.
-_UNET_KEY = "model.diffusion_model.input_blocks.2.1.transformer_blocks.0.attn2.to_k.weight"
-_XL_KEY = "conditioner.embedders.1.model.transformer.resblocks.0.mlp.c_proj.bias"
-_ORIGINALS = {
-    "sdxl": "stabilityai/stable-diffusion-xl-base-1.0",
-    "sd2": "stabilityai/stable-diffusion-2-1",
-    "sd1": "stable-diffusion-v1-5/stable-diffusion-v1-5",
-}
-_OTHER_KINDS = {
-    "double_blocks.": "Flux",
-    "joint_blocks.": "Stable Diffusion 3",
-    "cond_stage_model.": "a Stable Diffusion of another layout",
-    "lora_": "a LoRA; give it with --lora",
-}
 
 
 class Source(BaseModel):
@@ -97,14 +84,15 @@ def find_source(
         custom_vae, controlnets: folders or repositories.
 
     Raises:
-        BadInputError: there is no such model, or it is a pickle.
+        BadInputError: there is no such model, or it is a pickle or of a kind that cannot be converted.
         ModelLoadError: it is there, and damaged.
     """
     refuse_pickles(model)
     path = Path(model).expanduser()
     if path.is_file():
         header = read_header(path)
-        folder = config.expanduser() if config else hub.fetch_small_files(_original_of(path, header))
+        refuse_other_kinds(path, header)
+        folder = _config_folder(config) if config else hub.fetch_small_files(repository_of(path, header))
         name, source_revision, checkpoint = path.stem, None, path
     else:
         if config is not None:
@@ -149,6 +137,8 @@ def read_facts(source: Source, options: ConvertOptions) -> ModelFacts:
         folder = component_folder(source, component)
         configs[component] = read_json(folder / "config.json")
         weights[component] = _identity(source, component, folder)
+    if source.checkpoint is not None:
+        check_fits(source.checkpoint, configs["unet"])
     return ModelFacts(
         name=source.name,
         revision=source.revision,
@@ -212,6 +202,13 @@ def _find_folder(model: str, models: DataFolder, revision: str | None) -> tuple[
     return model, found, None
 
 
+def _config_folder(config: Path) -> Path:
+    folder = config.expanduser()
+    if not (folder / "model_index.json").is_file():
+        raise BadInputError(f"--config {config} is no model in diffusers' layout: it has no model_index.json")
+    return folder
+
+
 def _no_revision(model: str, revision: str | None) -> None:
     if revision is not None:
         raise BadInputError(f"--revision {revision}: {model} is a folder, of which no revision is known")
@@ -269,15 +266,3 @@ def _recipe_identity(path: Path) -> str:
         return hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError as error:
         raise BadInputError(f"--recipe {path}: cannot be read: {error.strerror}") from None
-
-
-def _original_of(path: Path, header: Mapping[str, Any]) -> str:
-    """The repository that has the small files of a checkpoint in the original layout."""
-    if _XL_KEY in header:
-        return _ORIGINALS["sdxl"]
-    if _UNET_KEY in header:
-        return _ORIGINALS["sd2" if header[_UNET_KEY]["shape"][-1] == 1024 else "sd1"]
-    kind = next((kind for key, kind in _OTHER_KINDS.items() if any(key in name for name in header)), None)
-    if kind is None:
-        raise ModelLoadError(f"{path} holds {len(header)} tensors, and none of them is named as a checkpoint's are")
-    raise UnsupportedModelError(f"{path} is {kind}; renderkiln converts checkpoints of Stable Diffusion 1, 2 and XL")

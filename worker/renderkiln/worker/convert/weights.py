@@ -32,10 +32,14 @@ def read_header(path: Path) -> dict[str, Any]:
 
     Raises:
         ModelLoadError: the file is missing, is none of safetensors', or is cut off.
+        UnsupportedModelError: it is a GGUF file.
     """
     try:
         with path.open("rb") as file:
-            length = struct.unpack("<Q", file.read(8))[0]
+            start = file.read(8)
+            if start.startswith(b"GGUF"):
+                raise UnsupportedModelError(f"{path} is a GGUF file, which is not read; get a .safetensors file")
+            length = struct.unpack("<Q", start)[0]
             if length > _MAX_HEADER:
                 raise ModelLoadError(f"{path} does not begin as a safetensors file does")
             header: dict[str, Any] = json.loads(file.read(length))
