@@ -15,6 +15,16 @@ sides = st.none() | st.integers(1, 512).map(lambda eighths: eighths * 8)
 
 
 @st.composite
+def controlnets(draw: st.DrawFn) -> dict[str, Any]:
+    """The fields of any valid ControlNet."""
+    fields: dict[str, Any] = {"model": draw(st.sampled_from(["canny", "owner/depth.v2"])), "image": draw(refs)}
+    fields["conditioning_scale"] = draw(st.just(1.0) | st.floats(0, 2))
+    fields["guidance_start"] = draw(st.just(0.0) | st.floats(0, 1, exclude_max=True))
+    fields["guidance_end"] = draw(st.just(1.0) | st.floats(fields["guidance_start"], 1, exclude_min=True))
+    return fields
+
+
+@st.composite
 def specs(draw: st.DrawFn, prompts: st.SearchStrategy[str] = texts) -> RenderSpec:
     """Any valid spec."""
     scheduler = draw(st.none() | st.sampled_from(known_names()))
@@ -38,6 +48,8 @@ def specs(draw: st.DrawFn, prompts: st.SearchStrategy[str] = texts) -> RenderSpe
         # At least one step is left of those asked for.
         fields["strength"] = draw(st.floats(min(1.0, 1.01 / fields["num_inference_steps"]), 1))
         fields["mask_image"] = draw(st.none() | refs)
+    if draw(st.booleans()):
+        fields["controlnets"] = draw(st.lists(controlnets(), max_size=4))
     return parse_spec(fields)
 
 

@@ -31,6 +31,7 @@ CHANGES: dict[str, Any] = {
     "init_image": "sha256:" + "1" * 64,
     "mask_image": "sha256:" + "2" * 64,
     "strength": 0.123,
+    "controlnets": ({"model": "canny", "image": "sha256:" + "3" * 64},),
     "clip_skip": 11,
     "safety_checker": False,
 }
@@ -55,6 +56,54 @@ def test_a_digest_stays_what_it_was_when_the_first_pictures_were_rendered() -> N
         parse_spec({"prompt": "a red circle", "seed": 7}).digest
         == "c4ae21a19689b77674cb519a63dfad2e007d85918e1e618ec673dc57b7cc6867"
     )
+
+
+@pytest.mark.parametrize(
+    ("fields", "found"),
+    [
+        (
+            {"model": "sd15", "width": 512, "num_inference_steps": 30, "scheduler": "euler a"},
+            "053a24ffef4716249bb408f67a8cc26b2146cee11a933c60d8721a11d6c87305",
+        ),
+        (
+            {"init_image": "sha256:" + "0" * 64, "mask_image": "sha256:" + "1" * 64, "strength": 0.5},
+            "280f7a7b7a4a2e33e8de173ba13439993200e504555d3777de4fdaadb258b39f",
+        ),
+    ],
+    ids=["txt2img", "inpaint"],
+)
+def test_controlnets_did_not_change_the_digests_of_specs_without_them(fields: dict[str, Any], found: str) -> None:
+    assert parse_spec({"prompt": "a cat", **fields}).digest == found
+    assert parse_spec({"prompt": "a cat", **fields, "controlnets": []}).digest == found
+
+
+@given(specs())
+def test_a_spec_without_controlnets_says_nothing_of_them(spec: RenderSpec) -> None:
+    plain = spec.model_copy(update={"controlnets": ()})
+    fields = plain.model_dump(mode="json", exclude_defaults=True)
+    assert "controlnets" not in fields
+    assert plain.digest == digest(fields)
+    assert (plain.digest == spec.digest) == (not spec.controlnets)
+
+
+def test_order_and_settings_of_controlnets_count_and_their_defaults_do_not() -> None:
+    edges = {"model": "canny", "image": "sha256:" + "1" * 64}
+    depth = {"model": "depth", "image": "sha256:" + "2" * 64}
+    found = [
+        parse_spec({"prompt": "a cat", "controlnets": each}).digest
+        for each in (
+            [edges],
+            [edges | {"conditioning_scale": 1, "guidance_start": 0, "guidance_end": 1}],
+            [edges | {"conditioning_scale": 0.5}],
+            [edges | {"guidance_start": 0.1}],
+            [edges | {"guidance_end": 0.9}],
+            [edges, depth],
+            [depth, edges],
+            [edges, edges],
+        )
+    ]
+    assert found[0] == found[1]
+    assert len(set(found)) == len(found) - 1
 
 
 @given(specs(), st.randoms(use_true_random=False))

@@ -6,8 +6,11 @@ from typing import Any
 
 import pytest
 
-from renderkiln.schema import parse_options, parse_request, parse_spec
+from renderkiln.schema import ControlNet, parse_options, parse_request, parse_spec
 from renderkiln.schema.errors import InvalidSpecError
+
+PICTURE = "sha256:" + "0" * 64
+CANNY: dict[str, Any] = {"model": "canny", "image": PICTURE}
 
 ACCEPTED: list[tuple[str, Any]] = [
     ("num_inference_steps", 1),
@@ -26,6 +29,9 @@ ACCEPTED: list[tuple[str, Any]] = [
     ("model", "runwayml/stable-diffusion-v1-5"),
     ("clip_skip", 12),
     ("rng", "numpy"),
+    ("controlnets", ()),
+    ("controlnets", (ControlNet(model="canny", image=PICTURE),) * 4),
+    ("controlnets", (ControlNet(model="owner/canny", image=PICTURE, conditioning_scale=2, guidance_end=0.001),)),
 ]
 REFUSED: list[tuple[str, Any]] = [
     ("num_inference_steps", 0),
@@ -59,6 +65,27 @@ REFUSED: list[tuple[str, Any]] = [
     ("strength", 0),
     ("init_image", "cat.png"),
     ("init_image", "sha256:" + "A" * 64),
+    ("controlnets", [CANNY] * 5),
+    ("controlnets", None),
+    ("controlnets", "canny"),
+    ("controlnets", 5),
+    ("controlnets", CANNY),
+    ("controlnets", [None]),
+    ("controlnets", ["canny=edges.png"]),
+    ("controlnets", [[CANNY]]),
+    ("controlnets", [{}]),
+    ("controlnets", [{"model": "canny"}]),
+    ("controlnets", [CANNY | {"model": "../secret"}]),
+    ("controlnets", [CANNY | {"model": "canny/.."}]),
+    ("controlnets", [CANNY | {"image": "../edges.png"}]),
+    ("controlnets", [CANNY | {"image": "sha256:../../ledger.db"}]),
+    ("controlnets", [CANNY | {"image": None}]),
+    ("controlnets", [CANNY | {"conditioning_scale": 2.1}]),
+    ("controlnets", [CANNY | {"conditioning_scale": -0.1}]),
+    ("controlnets", [CANNY | {"conditioning_scale": float("nan")}]),
+    ("controlnets", [CANNY | {"guidance_start": -0.1}]),
+    ("controlnets", [CANNY | {"guidance_end": 1.1}]),
+    ("controlnets", [CANNY | {"controlnets": [CANNY]}]),
 ]
 OPTIONS_ACCEPTED: list[tuple[str, Any]] = [
     ("num_images", 1),
@@ -149,6 +176,32 @@ def test_a_mask_needs_an_init_image_and_so_does_a_strength() -> None:
     with pytest.raises(InvalidSpecError, match="leaves no step"):
         parse_spec({"prompt": "a cat", "init_image": picture, "strength": 0.2, "num_inference_steps": 4})
     assert parse_spec({"prompt": "a cat", "init_image": picture, "mask_image": picture}).task == "inpaint"
+
+
+@pytest.mark.parametrize(("start", "end"), [(0.5, 0.5), (0.6, 0.5), (1, 1), (0, 0)])
+def test_a_controlnet_ends_after_it_begins(start: float, end: float) -> None:
+    with pytest.raises(InvalidSpecError, match=r"guidance_start .* must be less than its guidance_end"):
+        parse_spec({"prompt": "a cat", "controlnets": [CANNY | {"guidance_start": start, "guidance_end": end}]})
+
+
+def test_a_misspelt_field_of_a_controlnet_is_told_the_names_that_a_controlnet_has() -> None:
+    with pytest.raises(InvalidSpecError, match=r"'controlnets\.1\.conditioning'\. Did you mean 'conditioning_scale'"):
+        parse_spec({"prompt": "a cat", "controlnets": [CANNY, CANNY | {"conditioning": 1}]})
+
+
+def test_pictures_and_models_of_a_spec_are_each_named_once() -> None:
+    first, second, third = ("sha256:" + digit * 64 for digit in "123")
+    nets = [
+        {"model": "canny", "image": third},
+        {"model": "depth", "image": second},
+        {"model": "canny", "image": first},
+    ]
+    spec = parse_spec({"prompt": "a cat", "init_image": first, "mask_image": second, "controlnets": nets})
+    assert spec.pictures == (first, second, third)
+    assert spec.models == ("shapes", "canny", "depth")
+    assert spec.task == "inpaint"
+    plain = parse_spec({"prompt": "a cat"})
+    assert (plain.pictures, plain.models) == ((), ("shapes",))
 
 
 @pytest.mark.parametrize("scheduler", ["lcm", "LCMScheduler", "tcd", "TCD"])

@@ -17,12 +17,13 @@ from .jobs import (
     parse_options,
     parse_request,
 )
-from .spec import RenderSpec, parse_spec
+from .spec import ControlNet, RenderSpec, parse_spec
 
 __all__ = [
     "SCHEMA_VERSION",
     "Attempt",
     "Batch",
+    "ControlNet",
     "Failure",
     "ImageResult",
     "Job",

@@ -19,6 +19,7 @@ from .schedulers import canonical_name, most_steps
 MAX_SEED = 2**32 - 1
 MAX_PROMPT = 10_000
 MAX_SIDE = 4096
+MAX_CONTROLNETS = 4
 
 
 def clean_text(text: str) -> str:
@@ -57,6 +58,25 @@ class Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
 
 
+class ControlNet(Frozen):
+    """One ControlNet beside the model, and the picture (edges, depth, a pose …) that it holds the image to."""
+
+    model: ModelName = Field(description="Name of the ControlNet in the model store, or owner/name.")
+    image: ImageRef = Field(description="Picture that the ControlNet follows, prepared for its kind.")
+    conditioning_scale: float = Field(1.0, ge=0, le=2, description="How closely to follow the picture; 0: not at all.")
+    guidance_start: float = Field(0.0, ge=0, le=1, description="Share of the steps after which it begins.")
+    guidance_end: float = Field(1.0, ge=0, le=1, description="Share of the steps after which it ends.")
+
+    @model_validator(mode="after")
+    def _ends_after_it_begins(self) -> Self:
+        if self.guidance_start >= self.guidance_end:
+            raise ValueError(
+                f"a ControlNet's guidance_start ({self.guidance_start:g}) must be less than its guidance_end "
+                f"({self.guidance_end:g})"
+            )
+        return self
+
+
 class RenderSpec(Frozen):
     """Everything that decides the pixels of one image; names and defaults as diffusers has them, where it has them."""
 
@@ -76,6 +96,9 @@ class RenderSpec(Frozen):
     init_image: ImageRef | None = Field(None, description="Picture to start from (image-to-image, inpainting).")
     mask_image: ImageRef | None = Field(None, description="Mask for inpainting: white is painted, black stays.")
     strength: float = Field(0.8, gt=0, le=1, description="How far from the init image to go; 1: all the way.")
+    controlnets: tuple[ControlNet, ...] = Field(
+        (), max_length=MAX_CONTROLNETS, description="ControlNets, each with its picture; what they ask for adds up."
+    )
     clip_skip: int | None = Field(None, ge=1, le=12, description="Layers of the text encoder to leave out.")
     safety_checker: bool = Field(True, description="Run the model's safety checker, where it has one.")
 
@@ -113,6 +136,17 @@ class RenderSpec(Frozen):
             return "txt2img"
         return "img2img" if self.mask_image is None else "inpaint"
 
+    @property
+    def pictures(self) -> tuple[str, ...]:
+        """References of all pictures that travel beside the spec, each once: init image, mask, ControlNets' images."""
+        found = (self.init_image, self.mask_image, *(each.image for each in self.controlnets))
+        return tuple(dict.fromkeys(reference for reference in found if reference is not None))
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """Names of all models that the spec needs, each once, its own first."""
+        return tuple(dict.fromkeys((self.model, *(each.model for each in self.controlnets))))
+
     def for_image(self, k: int) -> RenderSpec:
         """The spec of image `k` of a job alone: the same with seed + k (modulo 2**32)."""
         return self if k == 0 else self.model_copy(update={"seed": (self.seed + k) % (MAX_SEED + 1)})
@@ -124,7 +158,8 @@ def describe_validation_error(error: ValidationError, fields: Mapping[str, Any])
     for finding in error.errors(include_url=False):
         name = ".".join(str(part) for part in finding["loc"]) or "spec"
         if finding["type"] == "extra_forbidden":
-            said.append(f"unknown field {name!r}.{did_you_mean(name, fields)}")
+            inside = ControlNet.model_fields if finding["loc"][0] == "controlnets" else fields
+            said.append(f"unknown field {name!r}.{did_you_mean(str(finding['loc'][-1]), inside)}")
         elif finding["type"] == "missing":
             said.append(f"field {name!r} is missing")
         elif finding["type"] == "value_error":

@@ -85,7 +85,7 @@ def _field_parameters() -> list[inspect.Parameter]:
     found = []
     for model in (RenderSpec, JobOptions):
         for name, field in model.model_fields.items():
-            if name in ("prompt", "labels", "store"):
+            if name in ("prompt", "labels", "store", "controlnets"):
                 continue
             flag = "--" + name.replace("_", "-")
             kind = _TYPES.get(name, str)
