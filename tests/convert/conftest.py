@@ -35,7 +35,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     models.save_sd1(folder / "sd1")
     models.save_sd2(folder / "sd2")
     engine_models.save_sdxl(folder / "xl")
-    models.save_controlnet(folder / "edges", folder / "sd1")
+    engine_models.save_controlnet(folder / "edges", folder / "sd1")
     return folder
 
 

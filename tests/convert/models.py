@@ -1,4 +1,4 @@
-"""Makes the tiny models that are converted: with v-prediction, a ControlNet, LoRAs, and a checkpoint in one file."""
+"""Makes the tiny models that are converted: with v-prediction, LoRAs, and a checkpoint in one file."""
 
 from __future__ import annotations
 
@@ -22,19 +22,6 @@ def save_sd2(folder: Path) -> Path:
     scheduler = diffusers.DDIMScheduler(prediction_type="v_prediction", steps_offset=1, clip_sample=False)
     changes = {"use_linear_projection": True, "attention_head_dim": (2, 4)}
     return models.save_sd(folder, scheduler=scheduler, unet=changes)
-
-
-def save_controlnet(folder: Path, model: Path) -> Path:
-    """A ControlNet for a tiny model; its last layers, zero when training begins, hold something."""
-    torch.manual_seed(3)
-    unet = diffusers.UNet2DConditionModel.from_pretrained(model / "unet")
-    controlnet = diffusers.ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(8, 16))
-    with torch.no_grad():
-        for parameter in controlnet.parameters():
-            if not parameter.any():
-                parameter.normal_(std=0.1)
-    controlnet.save_pretrained(folder)
-    return folder
 
 
 def save_large_vocabulary(folder: Path) -> Path:

@@ -28,11 +28,14 @@ def _one_thread() -> None:
 
 @pytest.fixture(scope="session")
 def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of models: `tiny`, `other` and `tiny-xl`."""
+    """A folder of models: `tiny`, `other` and `tiny-xl`, and ControlNets for the first and the last."""
     folder = tmp_path_factory.mktemp("models")
     models.save_sd(folder / "tiny")
     models.save_sd(folder / "other", seed=1)
     models.save_sdxl(folder / "tiny-xl")
+    models.save_controlnet(folder / "edges", folder / "tiny")
+    models.save_controlnet(folder / "depth", folder / "tiny", seed=4)
+    models.save_controlnet(folder / "edges-xl", folder / "tiny-xl")
     return folder
 
 

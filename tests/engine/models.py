@@ -163,3 +163,20 @@ def save_sdxl(folder: Path) -> Path:
     )
     pipeline.save_pretrained(folder)
     return folder
+
+
+def save_controlnet(folder: Path, model: Path, *, seed: int = 3, size: tuple[int, ...] = (8, 16)) -> Path:
+    """A ControlNet for a tiny model; its last layers, zero when training begins, hold something.
+
+    Args:
+        size: channels of what takes the picture in; each but the first halves it: two suit a VAE of two blocks.
+    """
+    torch.manual_seed(seed)
+    unet = diffusers.UNet2DConditionModel.from_pretrained(model / "unet")
+    controlnet = diffusers.ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=size)
+    with torch.no_grad():
+        for parameter in controlnet.parameters():
+            if not parameter.any():
+                parameter.normal_(std=0.1)
+    controlnet.save_pretrained(folder)
+    return folder

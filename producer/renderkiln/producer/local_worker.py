@@ -53,7 +53,8 @@ class LocalWorker:
         # If we are killed, the worker finishes what is queued, and ends.
         command += ["--owner", str(os.getpid())]
         command += ["--data-dir", str(self._settings.data_dir), "--out", self._out]
-        command += ["--engine", self._settings.engine, "--device", self._settings.device]
+        for name in ("engine", "device", "compute_unit", "variant"):
+            command += [f"--{name.replace('_', '-')}", getattr(self._settings, name)]
         with self.log.open("ab") as log:
             # A session of its own: Ctrl-C in the terminal is for us, and we tell the worker.
             self._process = subprocess.Popen(

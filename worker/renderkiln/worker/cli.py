@@ -35,8 +35,14 @@ def add_commands(app: typer.Typer) -> None:
 def worker(
     data_dir: Annotated[Path | None, typer.Option(help="Folder of ledger, server and models.")] = None,
     out: Annotated[str | None, typer.Option(help="The store: a folder or an fsspec URL.")] = None,
-    engine: Annotated[str | None, typer.Option(help="What makes the stages: auto or torch.")] = None,
-    device: Annotated[str | None, typer.Option(help="auto, mps, cuda or cpu.")] = None,
+    engine: Annotated[str | None, typer.Option(help="What runs the stages: auto, torch or coreml.")] = None,
+    device: Annotated[str | None, typer.Option(help="Of the torch engine: auto, mps, cuda or cpu.")] = None,
+    compute_unit: Annotated[
+        str | None, typer.Option(help="Of Core ML: auto, cpu_and_ne, cpu_and_gpu, cpu_only, all or reference.")
+    ] = None,
+    variant: Annotated[
+        str | None, typer.Option(help="Of a converted model: auto, original, split-einsum or split-einsum-v2.")
+    ] = None,
     model: Annotated[list[str] | None, typer.Option(help="Listen for this model only (repeatable).")] = None,
     warm: Annotated[str | None, typer.Option(help="Model to load at start; the default model unless told.")] = None,
     name: Annotated[str | None, typer.Option(help="The worker's name; host and process id unless told.")] = None,
@@ -50,7 +56,8 @@ def worker(
 
     Example: RENDERKILN_REDIS_URL=redis://:secret@mini-1:6379 renderkiln worker --out s3://renders
     """
-    settings = load(data_dir=data_dir, out=out, engine=engine, device=device)
+    chosen = {"engine": engine, "device": device, "compute_unit": compute_unit, "variant": variant}
+    settings = load(data_dir=data_dir, out=out, **chosen)
     say_what_is_missing("a worker", RENDERING, "worker")
     _log_to_stderr(settings)
     from renderkiln.home.connect import connect

@@ -22,6 +22,8 @@ class RendererConfig:
     engine: str
     device: str
     dtype: str
+    compute_unit: str = "auto"
+    variant: str = "auto"
 
 
 @dataclass(frozen=True)

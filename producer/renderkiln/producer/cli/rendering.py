@@ -38,8 +38,14 @@ def render(
     *,
     request: RequestOptions,
     out: Out = None,
-    engine: Annotated[str | None, typer.Option(help="What makes the stages: auto or torch.")] = None,
-    device: Annotated[str | None, typer.Option(help="auto, mps, cuda or cpu.")] = None,
+    engine: Annotated[str | None, typer.Option(help="What runs the stages: auto, torch or coreml.")] = None,
+    device: Annotated[str | None, typer.Option(help="Of the torch engine: auto, mps, cuda or cpu.")] = None,
+    compute_unit: Annotated[
+        str | None, typer.Option(help="Of Core ML: auto, cpu_and_ne, cpu_and_gpu, cpu_only, all or reference.")
+    ] = None,
+    variant: Annotated[
+        str | None, typer.Option(help="Of a converted model: auto, original, split-einsum or split-einsum-v2.")
+    ] = None,
     data_dir: DataDir = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be rendered, and stop.")] = False,
     as_json: AsJson = False,
@@ -60,7 +66,9 @@ def render(
 
     from .preparing import prepare
 
-    settings = load(data_dir=data_dir, out=out, engine=engine, device=device)
+    settings = load(
+        data_dir=data_dir, out=out, engine=engine, device=device, compute_unit=compute_unit, variant=variant
+    )
     store = store_for_jobs(settings.out)
     carrier = InputCarrier(DataFolder(settings.data_dir))
     prepared = prepare(prompts, request, settings, carrier, store=store)

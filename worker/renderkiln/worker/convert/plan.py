@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
@@ -16,6 +15,7 @@ from pydantic import BaseModel, ConfigDict
 from renderkiln.schema.errors import BadInputError, UnsupportedModelError
 
 from ..runtimes.base import DType, Shape, TensorInfo
+from ..runtimes.naming import controlnet_stage, safe_name
 from .options import COMPRESSED, STAGES, Attention, ConvertOptions, Target
 
 Family = Literal["sd", "sdxl"]
@@ -23,7 +23,6 @@ Family = Literal["sd", "sdxl"]
 PROJECTION, MULTILINGUAL_TOKENS = "multilingual_projection", 256
 #: Changed whenever the same settings would give another package than before.
 CONVERTER = 1
-_UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
 
 
 class _Record(BaseModel):
@@ -94,11 +93,6 @@ class Plan(_Record):
     stages: tuple[StagePlan, ...]
     #: Width and height in pixels, the default size first.
     sizes: tuple[tuple[int, int], ...]
-
-
-def safe_name(name: str) -> str:
-    """A model's name as it stands in file names: as Apple's converter writes it, and nothing that a path could mean."""
-    return _UNSAFE.sub("_", name).strip(".") or "model"
 
 
 def make_plan(facts: ModelFacts, options: ConvertOptions, versions: Mapping[str, str]) -> Plan:
@@ -286,7 +280,7 @@ class _Builder:
         )
         name = safe_name(controlnet.name)
         return self._finish(
-            stage=f"controlnet-{name}",
+            stage=controlnet_stage(controlnet.name),
             kind="controlnet",
             component=str(index),
             files=(f"ControlNet_{name}.mlpackage",),

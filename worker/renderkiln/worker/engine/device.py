@@ -51,11 +51,11 @@ def wants_attention_slicing(device: torch.device, memory: int | None = None) -> 
     return device.type == "mps" and total < ATTENTION_SLICING_BELOW
 
 
-def give_memory_back(device: torch.device) -> None:
-    """Empties the accelerator's cache of freed blocks."""
-    if device.type == "mps":
+def give_memory_back() -> None:
+    """Empties the accelerator's cache of freed blocks, where there is one in use."""
+    if torch.backends.mps.is_available():
         torch.mps.empty_cache()
-    elif device.type == "cuda":
+    elif torch.cuda.is_available() and torch.cuda.is_initialized():
         torch.cuda.empty_cache()
 
 

@@ -35,9 +35,7 @@ def read_inputs(init: bytes, mask: bytes | None, size: tuple[int, int]) -> Input
     Raises:
         ImageInputError: one of them is too large, damaged or not a picture.
     """
-    picture = _decode(init, "init image", INIT_BACKGROUND).convert("RGB")
-    if picture.size != size:
-        picture = picture.resize(size, Image.Resampling.LANCZOS)
+    picture = read_picture(init, "init image", size)
     if mask is None:
         return Inputs(picture)
     grey = _decode(mask, "mask", MASK_BACKGROUND).convert("L")
@@ -47,6 +45,12 @@ def read_inputs(init: bytes, mask: bytes | None, size: tuple[int, int]) -> Input
     if not np.asarray(grey).max() >= 128:
         raise ImageInputError("the mask has nothing to paint: white is painted, black stays")
     return Inputs(picture, grey)
+
+
+def read_picture(data: bytes, name: str, size: tuple[int, int]) -> Image.Image:
+    """Decodes and resizes a picture: RGB. Raises ImageInputError, as above; `name` says which one it is."""
+    picture = _decode(data, name, INIT_BACKGROUND).convert("RGB")
+    return picture if picture.size == size else picture.resize(size, Image.Resampling.LANCZOS)
 
 
 def _decode(data: bytes, name: str, background: str) -> Image.Image:

@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
-from renderkiln.schema.errors import ModelLoadError
+from renderkiln.schema.errors import InvalidSpecError, ModelLoadError
+from renderkiln.schema.spec import RenderSpec
 
-from .files import find_weights, read_json
+from .files import read_json
 from .libraries import diffusers, transformers
+from .model_stages import ModelStages
 from .residency import Residency, StageKey
 from .schedulers import SchedulerFactory, is_supported
-from .stages import SafetyCheckerStandIn, StandIn, TextEncoderStandIn, UNetStandIn, VaeStandIn
-from .torch_stages import CLASSES, TorchStageLoader
+from .stages import (
+    ControlNetStandIn,
+    ControlNetStandIns,
+    SafetyCheckerStandIn,
+    StandIn,
+    TextEncoderStandIn,
+    UNetStandIn,
+    VaeStandIn,
+)
 
 Task = Literal["txt2img", "img2img", "inpaint"]
 Family = Literal["sd", "sdxl"]
@@ -34,6 +42,10 @@ def _tasks(prefix: str) -> dict[Task, Any]:
 PIPELINES: dict[Family, dict[Task, Any]] = {
     "sd": _tasks("StableDiffusion"),
     "sdxl": _tasks("StableDiffusionXL"),
+}
+CONTROLLED: dict[Family, dict[Task, Any]] = {
+    "sd": _tasks("StableDiffusionControlNet"),
+    "sdxl": _tasks("StableDiffusionXLControlNet"),
 }
 #: What model_index.json may call its pipeline. A model serves every task of its family, however it was saved.
 FAMILIES: dict[str, Family] = {
@@ -54,13 +66,14 @@ _NEEDED: dict[Family, dict[str, tuple[str, ...]]] = {
 }
 
 
-@dataclass(frozen=True)
-class StageOptions:
-    """How the stages of a model are to be held."""
-
-    dtype: torch.dtype
-    device: torch.device
-    attention_slicing: bool = False
+#: Pipelines of one model that are kept: a few objects each, without the models.
+_PIPELINES_KEPT = 16
+#: Whose arguments are a component's config, by the name that model_index.json gives.
+_CONFIGURED = {
+    "AutoencoderKL": diffusers.AutoencoderKL,
+    "ControlNetModel": diffusers.ControlNetModel,
+    "UNet2DConditionModel": diffusers.UNet2DConditionModel,
+}
 
 
 class Pipelines:
@@ -68,7 +81,8 @@ class Pipelines:
 
     Args:
         name: under which the residency manager gets to know the model's stages; nothing is loaded.
-        folder: the model, in diffusers' layout.
+        folder: the model's small files, in diffusers' layout.
+        stages: what runs the model.
         on_decoded: see `VaeStandIn`.
 
     Raises:
@@ -79,19 +93,20 @@ class Pipelines:
         self,
         name: str,
         folder: Path,
+        stages: ModelStages,
         residency: Residency,
-        options: StageOptions,
         on_decoded: Callable[[torch.Tensor], None],
     ) -> None:
         self.name, self.folder = name, folder
-        self._options, self._residency = options, residency
+        self.stages, self._residency = stages, residency
         self._index = read_json(folder / "model_index.json")
         self.family = self._read_family()
         self._components: dict[str, Any] = {
             name: self._stand_in(name, on_decoded) for name in ("safety_checker", *_NEEDED[self.family])
         }
         self._add_small_parts()
-        self._built: dict[tuple[Task, bool], Any] = {}
+        self._controlnets: dict[str, ControlNetStandIn] = {}
+        self._built: dict[tuple[Task, bool, tuple[str, ...]], Any] = {}
         first = self.get("txt2img", safety_checker=False)
         self.schedulers = SchedulerFactory(first.scheduler)
         self.vae_scale_factor: int = first.vae_scale_factor
@@ -102,6 +117,8 @@ class Pipelines:
     @property
     def native_size(self) -> tuple[int, int]:
         """Width and height, in pixels, that the model was made for."""
+        if self.stages.sizes:
+            return self.stages.sizes[0]
         size = self._components["unet"].config.sample_size
         height, width = (size, size) if isinstance(size, int) else size
         return width * self.vae_scale_factor, height * self.vae_scale_factor
@@ -110,25 +127,50 @@ class Pipelines:
     def has_safety_checker(self) -> bool:
         return self._components["safety_checker"] is not None
 
-    def get(self, task: Task, *, safety_checker: bool) -> Any:
+    @property
+    def latents_dtype(self) -> torch.dtype:
+        """In which latents go from step to step."""
+        dtype: torch.dtype = self._components["unet"].dtype
+        return dtype
+
+    def check(self, spec: RenderSpec) -> None:
+        """Raises InvalidSpecError if the stages that there are cannot do what a spec asks for."""
+        if spec.task != "txt2img" and not self.stages.has("vae_encoder"):
+            raise InvalidSpecError(
+                f"{spec.model!r} has no vae_encoder, which an init_image needs: convert it with that stage"
+            )
+        self.stages.check(spec)
+
+    def get(self, task: Task, *, safety_checker: bool, controlnets: tuple[str, ...] = ()) -> Any:
         """The diffusers pipeline for a task, the same object each time; its scheduler is the caller's to set.
 
         Args:
             safety_checker: run the model's safety checker, if it has one.
+            controlnets: names of the ControlNets, in the order of their pictures.
+
+        Raises:
+            ModelNotFoundError, ModelLoadError, InvalidSpecError: a ControlNet is not here or cannot be used.
         """
         checked = safety_checker and self.has_safety_checker
-        if (task, checked) not in self._built:
+        key = task, checked, controlnets
+        if key not in self._built:
+            pipelines = PIPELINES
             parts = dict(self._components)
+            if controlnets:
+                pipelines = CONTROLLED
+                parts["controlnet"] = ControlNetStandIns([self._controlnet(name) for name in controlnets])
             if self.family == "sd":
                 # Said here so that diffusers does not warn: leaving it out is the spec's choice.
                 parts["requires_safety_checker"] = checked
             if not checked:
                 parts.pop("safety_checker")
                 parts |= {"safety_checker": None} if self.family == "sd" else {}
-            pipeline = PIPELINES[self.family][task](**parts)
+            pipeline = pipelines[self.family][task](**parts)
             pipeline.set_progress_bar_config(disable=True)
-            self._built[task, checked] = pipeline
-        return self._built[task, checked]
+            if len(self._built) >= _PIPELINES_KEPT:
+                del self._built[next(iter(self._built))]
+            self._built[key] = pipeline
+        return self._built[key]
 
     def _read_family(self) -> Family:
         class_name = self._index.get("_class_name")
@@ -151,46 +193,53 @@ class Pipelines:
 
     def _stand_in(self, name: str, on_decoded: Callable[[torch.Tensor], None]) -> StandIn | None:
         class_name = self._class_name(name)
-        if name == "safety_checker" and (class_name is None or self.family != "sd"):
+        if name == "safety_checker" and (
+            class_name is None or self.family != "sd" or not self.stages.has("safety_checker")
+        ):
             return None
         allowed = _NEEDED[self.family].get(name, ("StableDiffusionSafetyChecker",))
         if class_name not in allowed:
             raise ModelLoadError(
                 f"{self.folder}: its {name} is {class_name or 'missing'}; renderkiln can run {' or '.join(allowed)}"
             )
-        config = self._config(name, class_name)
-        dtype, device = self._options.dtype, self._options.device
-        if name == "vae" and self.family == "sdxl" and config.force_upcast and dtype == torch.float16:
-            dtype = torch.float32  # it overflows in half precision
-        weights = find_weights(self.folder / name, half=dtype.itemsize < 4)
-        keys = {}
-        for stage in ("vae_decoder", "vae_encoder") if name == "vae" else (name,):
-            keys[stage] = StageKey(self.name, stage)
-            loader = TorchStageLoader(
-                stage, class_name, self.folder / name, weights, dtype, device, self._options.attention_slicing
-            )
-            self._residency.add(keys[stage], loader)
+        config = self._config(class_name, read_json(self.folder / name / "config.json"))
+        where = {"dtype": self.stages.dtype(name, config), "device": self.stages.device}
         if name == "vae":
-            return VaeStandIn(
-                self._residency,
-                keys["vae_decoder"],
-                config,
-                encoder=keys["vae_encoder"],
-                on_decoded=on_decoded,
-                dtype=dtype,
-                device=device,
-            )
-        kinds = {"unet": UNetStandIn, "safety_checker": SafetyCheckerStandIn}
-        return kinds.get(name, TextEncoderStandIn)(self._residency, keys[name], config, dtype=dtype, device=device)
+            encoder = self._stage("vae_encoder", class_name)
+            decoder = self._stage("vae_decoder", class_name)
+            return VaeStandIn(self._residency, decoder, config, encoder=encoder, on_decoded=on_decoded, **where)
+        key = self._stage(name, class_name)
+        if name == "unet":
+            controlled = self._stage("control-unet", class_name) if self.stages.has("control-unet") else key
+            return UNetStandIn(self._residency, key, config, controlled=controlled, **where)
+        kind = SafetyCheckerStandIn if name == "safety_checker" else TextEncoderStandIn
+        return kind(self._residency, key, config, **where)
 
-    def _config(self, name: str, class_name: str) -> Any:
+    def _stage(self, stage: str, class_name: str) -> StageKey:
+        """Makes a stage known to the residency manager."""
+        key = StageKey(self.name, stage)
+        if self.stages.has(stage):
+            self._residency.add(key, self.stages.loader(stage, class_name))
+        return key
+
+    def _controlnet(self, name: str) -> ControlNetStandIn:
+        if name not in self._controlnets:
+            config = self._config("ControlNetModel", self.stages.controlnet_config(name))
+            key = StageKey(self.name, f"controlnet-{name}")
+            self._residency.add(key, self.stages.controlnet_loader(name))
+            dtype = self.stages.dtype("controlnet", config)
+            self._controlnets[name] = ControlNetStandIn(
+                self._residency, key, config, dtype=dtype, device=self.stages.device
+            )
+        return self._controlnets[name]
+
+    def _config(self, class_name: str, values: Mapping[str, Any]) -> Any:
         """A component's config as its class would have it: the file's values over the class's defaults."""
-        values = read_json(self.folder / name / "config.json")
         if class_name == "StableDiffusionSafetyChecker":
             return transformers.CLIPConfig(**values)
         if class_name in _TEXT:
             return transformers.CLIPTextConfig(**values)
-        parameters = inspect.signature(CLASSES[class_name].__init__).parameters.values()
+        parameters = inspect.signature(_CONFIGURED[class_name].__init__).parameters.values()
         defaults = {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
         return diffusers.configuration_utils.FrozenDict({**defaults, **values})
 

@@ -10,6 +10,9 @@ here.
   `text_model`.
 - `UNetStandIn`: `stage(sample, timestep, encoder_hidden_states=…, return_dict=False, …)` gives
   ((B, 4, h, w),).
+- `ControlNetStandIn`: `stage(sample=…, timestep=…, encoder_hidden_states=…, controlnet_cond=…,
+  conditioning_scale=…, return_dict=False, …)`, controlnet_cond (B, 3, H, W) in [0, 1], gives the residuals of the
+  UNet's skip connections, a list, and that of its middle block, each multiplied by the scale.
 - `VaeStandIn`: the encoder `stage.encode(x, return_dict=True)`, x (B, 3, H, W) in [-1, 1], gives an output
   with `latent_dist`; the decoder `stage.decode(z, return_dict=True, generator=None)`, z (B, 4, h, w), gives
   one with `sample`, (B, 3, H, W) about [-1, 1], or a tuple of it.
@@ -25,6 +28,7 @@ from typing import Any
 import torch
 from typing_extensions import Self
 
+from .libraries import diffusers
 from .residency import Residency, StageKey
 
 
@@ -78,13 +82,39 @@ class TextEncoderStandIn(StandIn):
 
 
 class UNetStandIn(StandIn):
-    """Stands for `unet`."""
+    """Stands for `unet`.
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    Args:
+        controlled: key of the stage that takes the residuals of ControlNets, which may be another one.
+    """
+
+    def __init__(self, *args: Any, controlled: StageKey, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self._controlled = controlled
         # The SDXL pipelines check the size of their time ids against this layer's.
         in_features = getattr(self.config, "projection_class_embeddings_input_dim", None)
         self.add_embedding = SimpleNamespace(linear_1=SimpleNamespace(in_features=in_features))
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        is_controlled = kwargs.get("mid_block_additional_residual") is not None
+        with self._residency.use(self._controlled if is_controlled else self._key) as stage:
+            return stage(*args, **kwargs)
+
+
+class ControlNetStandIn(StandIn):
+    """Stands for one ControlNet."""
+
+
+class ControlNetStandIns(diffusers.MultiControlNetModel):  # type: ignore[misc]
+    """Stands for `controlnet`: any number of ControlNets, whose residuals are added up."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.nets[0].dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.nets[0].device
 
 
 class SafetyCheckerStandIn(StandIn):

@@ -1,18 +1,22 @@
-"""Loads the stages of a model as torch modules."""
+"""Stages as torch modules, on mps, cuda or the CPU."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 
-from renderkiln.schema.errors import ModelLoadError, OutOfMemoryError
+from renderkiln.schema.errors import InvalidSpecError, ModelLoadError, OutOfMemoryError
+from renderkiln.schema.spec import RenderSpec
 
+from .base import EngineInfo
 from .device import is_out_of_memory
-from .files import Weights
+from .files import Weights, find_weights, read_json
 from .libraries import diffusers, transformers
 
 #: The classes that a component may be of, by the name that model_index.json gives.
@@ -21,6 +25,7 @@ CLASSES: dict[str, Any] = {
     "CLIPTextModel": transformers.CLIPTextModel,
     "CLIPTextModelWithProjection": transformers.CLIPTextModelWithProjection,
     "StableDiffusionSafetyChecker": diffusers.pipelines.stable_diffusion.StableDiffusionSafetyChecker,
+    "ControlNetModel": diffusers.ControlNetModel,
     "UNet2DConditionModel": diffusers.UNet2DConditionModel,
 }
 #: Either half of a VAE: what its tensors' names begin with, and what of the module the half does not need.
@@ -31,10 +36,80 @@ VAE_HALVES = {
 
 
 @dataclass(frozen=True)
+class TorchOptions:
+    """How stages are held."""
+
+    dtype: torch.dtype
+    device: torch.device
+    attention_slicing: bool = False
+
+    @property
+    def info(self) -> EngineInfo:
+        precision = str(self.dtype).removeprefix("torch.")
+        return EngineInfo("torch", str(self.device), precision, self.attention_slicing)
+
+
+class TorchModelStages:
+    """The stages of a model in diffusers' layout; a `ModelStages`.
+
+    Args:
+        folder: the model's.
+        find_model: finds a ControlNet's folder by its name; raises ModelNotFoundError.
+    """
+
+    #: Any.
+    sizes: tuple[tuple[int, int], ...] = ()
+
+    def __init__(self, folder: Path, options: TorchOptions, find_model: Callable[[str], Path]) -> None:
+        self._folder, self._options, self._find_model = folder, options, find_model
+        self.info = options.info
+        self.device = options.device
+
+    def dtype(self, component: str, config: Any) -> torch.dtype:
+        """See `ModelStages.dtype`."""
+        overflows = component == "vae" and getattr(config, "force_upcast", False) and self._is_sdxl
+        return torch.float32 if overflows and self._options.dtype == torch.float16 else self._options.dtype
+
+    @cached_property
+    def _is_sdxl(self) -> bool:
+        return (self._folder / "text_encoder_2").is_dir()
+
+    def has(self, stage: str) -> bool:
+        """See `ModelStages.has`. The UNet takes residuals itself; what a folder lacks shows when it is opened."""
+        return stage != "control-unet"
+
+    def check(self, spec: RenderSpec) -> None:
+        """See `ModelStages.check`: torch's modules do whatever a spec can ask for."""
+
+    def loader(self, stage: str, class_name: str) -> TorchStageLoader:
+        """See `ModelStages.loader`."""
+        component = "vae" if stage in VAE_HALVES else stage
+        config = SimpleNamespace(**read_json(self._folder / component / "config.json"))
+        return self._loader(stage, class_name, self._folder / component, self.dtype(component, config))
+
+    def controlnet_config(self, name: str) -> Mapping[str, Any]:
+        """See `ModelStages.controlnet_config`."""
+        folder = self._find_model(name)
+        config = read_json(folder / "config.json") if (folder / "config.json").exists() else {}
+        if config.get("_class_name") != "ControlNetModel":
+            raise InvalidSpecError(f"{name!r} is not a ControlNet: its config.json names {config.get('_class_name')}")
+        return config
+
+    def controlnet_loader(self, name: str) -> TorchStageLoader:
+        """See `ModelStages.controlnet_loader`."""
+        return self._loader("controlnet", "ControlNetModel", self._find_model(name), self._options.dtype)
+
+    def _loader(self, stage: str, class_name: str, folder: Path, dtype: torch.dtype) -> TorchStageLoader:
+        weights = find_weights(folder, half=dtype.itemsize < 4)
+        options = self._options
+        return TorchStageLoader(stage, class_name, folder, weights, dtype, options.device, options.attention_slicing)
+
+
+@dataclass(frozen=True)
 class TorchStageLoader:
     """Loads one stage; a `StageLoader`."""
 
-    #: text_encoder, text_encoder_2, unet, vae_encoder, vae_decoder or safety_checker.
+    #: text_encoder, text_encoder_2, unet, controlnet, vae_encoder, vae_decoder or safety_checker.
     stage: str
     class_name: str
     #: The component's folder: its config.json and weights.

@@ -1,8 +1,8 @@
 """Which variant of a converted model, and which compute unit, suit this machine.
 
 The rule is that of Diffusers for Mac: without a Neural Engine the original attention; with eight or more performance
-cores, which come with a large GPU, the original attention on the GPU; otherwise the attention that was rewritten for the
-Neural Engine, there.
+cores, which come with a large GPU, the original attention on the GPU; otherwise the attention that was rewritten for
+the Neural Engine, there.
 """
 
 from __future__ import annotations

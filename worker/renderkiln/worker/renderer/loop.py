@@ -70,12 +70,13 @@ class Orders:
 
 
 def _make_engine(config: RendererConfig) -> Engine:
-    from renderkiln.worker.engine.torch_engine import TorchEngine
+    from renderkiln.worker.engine.making import EngineChoice, make_engine
+    from renderkiln.worker.models.choosing import Wishes
 
     folder = DataFolder(Path(config.data_dir))
-    return TorchEngine(
-        lambda name, revision: find_model(folder, name, revision), device=config.device, dtype=config.dtype
-    )
+    wishes = Wishes(config.engine, config.compute_unit, config.variant)
+    choice = EngineChoice(wishes, config.device, config.dtype)
+    return make_engine(choice, lambda name, revision: find_model(folder, name, revision), folder)
 
 
 def _warm_up(engine: Engine, order: WarmUp, connection: Connection) -> None:

@@ -84,7 +84,15 @@ class _Service:
         self._started_at = time.time()
         self._device: str = settings.device
         self._signals = Signals()
-        config = RendererConfig(str(settings.data_dir), settings.engine, settings.device, settings.dtype)
+        self._engine: str = settings.engine
+        config = RendererConfig(
+            str(settings.data_dir),
+            settings.engine,
+            settings.device,
+            settings.dtype,
+            settings.compute_unit,
+            settings.variant,
+        )
         self._renderer = Renderer(config)
         self._worker = RenderWorker(
             [names.queue(priority, model) for priority in PRIORITIES for model in self._models],
@@ -147,10 +155,6 @@ class _Service:
             log.warning("the worker's loop ended early; beginning anew in %.1f s", wait)
             self._signals.sleep(wait * random.uniform(0.5, 1.0))
 
-    @property
-    def _engine(self) -> str:
-        return "torch" if self._settings.engine == "auto" else self._settings.engine
-
     def _warm_up(self) -> None:
         """Once, at the start. A renderer started anew has a job to do, and loads what that needs."""
         model = self._options.warm or self._settings.model
@@ -161,6 +165,7 @@ class _Service:
 
     def _on_ready(self, ready: Ready) -> None:
         self._device = ready.about.get("device", self._device)
+        self._engine = ready.about.get("engine", self._engine)
         about = ", ".join(f"{name} {value}" for name, value in ready.about.items())
         log.info("%s is warm after %.1f s (%s)", ready.model, ready.seconds, about)
 

@@ -1,0 +1,114 @@
+"""The stages of a converted model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from renderkiln.schema.errors import InvalidSpecError, ModelNotFoundError, did_you_mean
+from renderkiln.schema.spec import RenderSpec
+
+from ...runtimes import manifest
+from ...runtimes.naming import controlnet_stage, kind_of
+from ...runtimes.opening import OpenPackage, open_stage
+from ..base import EngineInfo
+from ..files import read_json
+from .adapters import adapt
+from .interface import check_manifest
+
+
+class CoreMLModelStages:
+    """The stages of a folder of converted models; a `ModelStages`.
+
+    Args:
+        folder: of the model's small files.
+        converted: of the manifest and the packages; the same folder, or a variant's below it.
+        open_package: loads a package on a runtime.
+        unit: what that runtime computes on, for people.
+
+    Raises:
+        ModelLoadError: the manifest is not one of ours, does not fit the files, or describes what cannot be run.
+    """
+
+    #: Pipelines compute on the CPU, between the stages.
+    device = torch.device("cpu")
+
+    def __init__(self, folder: Path, converted: Path, open_package: OpenPackage, unit: str) -> None:
+        self._folder, self._converted, self._open_package = folder, converted, open_package
+        self._manifest = manifest.load(converted)
+        vae = read_json(folder / "vae" / "config.json")
+        check_manifest(self._manifest, 2 ** (len(vae.get("block_out_channels", [0])) - 1))
+        self.info = EngineInfo("coreml", unit, "float16", attention_slicing=False)
+
+    @property
+    def sizes(self) -> tuple[tuple[int, int], ...]:
+        """See `ModelStages.sizes`."""
+        return self._manifest.sizes
+
+    def dtype(self, component: str, config: Any) -> torch.dtype:
+        """See `ModelStages.dtype`. Schedulers are better off with float32, and each model casts what it takes."""
+        return torch.float32
+
+    def has(self, stage: str) -> bool:
+        """See `ModelStages.has`."""
+        return self._source(stage) in self._manifest.stages
+
+    def check(self, spec: RenderSpec) -> None:
+        """See `ModelStages.check`."""
+        if spec.clip_skip is not None:
+            raise InvalidSpecError(
+                f"clip_skip: {spec.model!r} is a converted model, whose text encoder gives its last layer only; "
+                "leave it out, or render with the torch engine"
+            )
+
+    def loader(self, stage: str, class_name: str) -> ConvertedStageLoader:
+        """See `ModelStages.loader`."""
+        info = self._manifest.stages[self._source(stage)]
+        return ConvertedStageLoader(info, class_name, self._converted, self._open_package)
+
+    def controlnet_config(self, name: str) -> Mapping[str, Any]:
+        """See `ModelStages.controlnet_config`."""
+        path = self._folder / self._controlnet(name) / "config.json"
+        return read_json(path) if path.exists() else {}
+
+    def controlnet_loader(self, name: str) -> ConvertedStageLoader:
+        """See `ModelStages.controlnet_loader`."""
+        info = self._manifest.stages[self._controlnet(name)]
+        return ConvertedStageLoader(info, "ControlNetModel", self._converted, self._open_package)
+
+    def _source(self, stage: str) -> str:
+        """A model that was converted for ControlNets has one UNet, which renders without them too."""
+        return "control-unet" if stage == "unet" and "unet" not in self._manifest.stages else stage
+
+    def _controlnet(self, name: str) -> str:
+        stage = controlnet_stage(name)
+        if stage not in self._manifest.stages or "control-unet" not in self._manifest.stages:
+            there = [each.partition("-")[2] for each in self._manifest.stages if kind_of(each) == "controlnet"]
+            raise ModelNotFoundError(
+                f"{self._manifest.model} was converted without the ControlNet {name!r}.{did_you_mean(name, there)} "
+                f"It has {', '.join(there) or 'none'}; convert the model with --controlnet {name}"
+            )
+        return stage
+
+
+@dataclass(frozen=True)
+class ConvertedStageLoader:
+    """Loads one stage; a `StageLoader`."""
+
+    info: manifest.StageInfo
+    class_name: str
+    folder: Path
+    open_package: OpenPackage
+
+    @property
+    def size_bytes(self) -> int:
+        """Of its packages on disk, which is about what their weights take."""
+        return self.info.size_bytes
+
+    def load(self) -> Any:
+        """The stage, ready to be called. Raises ModelLoadError or OutOfMemoryError."""
+        return adapt(self.info.stage, self.class_name, open_stage(self.folder, self.info, self.open_package))

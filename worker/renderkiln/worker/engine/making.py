@@ -1,0 +1,46 @@
+"""Makes the engine that a machine's settings ask for. Which kind of stages a model has is found out model by model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from renderkiln.home.folder import DataFolder
+
+from ..models.choosing import Wishes, converted_folder, pick_unit
+from ..runtimes.opening import package_opener
+from .base import EngineInfo
+from .coreml.model_stages import CoreMLModelStages
+from .diffusers_engine import DiffusersEngine, FindModel
+from .model_stages import ModelStages
+from .torch_engine import torch_options
+from .torch_stages import TorchModelStages
+
+
+@dataclass(frozen=True)
+class EngineChoice:
+    """The settings that decide what runs a model."""
+
+    wishes: Wishes = field(default_factory=Wishes)
+    #: Of the torch engine; see `pick_device` and `pick_dtype`.
+    device: str = "auto"
+    dtype: str = "auto"
+
+
+def make_engine(choice: EngineChoice, find_model: FindModel, data: DataFolder) -> DiffusersEngine:
+    """The engine.
+
+    Raises:
+        SettingsError: the device, the precision or the compute unit is not on this machine.
+    """
+    options = torch_options(choice.device, choice.dtype)
+    unit = pick_unit(choice.wishes)
+
+    def open_stages(folder: Path) -> ModelStages:
+        converted = converted_folder(folder, choice.wishes)
+        if converted is None:
+            return TorchModelStages(folder, options, lambda name: find_model(name, None))
+        return CoreMLModelStages(folder, converted, package_opener(unit, data), unit)
+
+    info = EngineInfo("coreml", unit, "float16", False) if choice.wishes.engine == "coreml" else options.info
+    return DiffusersEngine(find_model, open_stages, info)

@@ -1,0 +1,23 @@
+"""How models are named in files and stages."""
+
+from __future__ import annotations
+
+import re
+
+_UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
+_CONTROLNET = "controlnet-"
+
+
+def safe_name(name: str) -> str:
+    """A model's name as it stands in file names: as Apple's converter writes it, and nothing that a path could mean."""
+    return _UNSAFE.sub("_", name).strip(".") or "model"
+
+
+def controlnet_stage(name: str) -> str:
+    """The stage of a ControlNet: each has one of its own."""
+    return _CONTROLNET + safe_name(name)
+
+
+def kind_of(stage: str) -> str:
+    """What kind of stage it is: unet, vae_decoder, …; `controlnet` for each ControlNet's."""
+    return "controlnet" if stage.startswith(_CONTROLNET) else stage
