@@ -9,7 +9,8 @@ import pytest
 
 from renderkiln.home.folder import DataFolder
 from renderkiln.home.models import find_model, installed_models
-from renderkiln.schema.errors import ModelNotFoundError
+from renderkiln.home.origin import Origin
+from renderkiln.schema.errors import ModelLoadError, ModelNotFoundError, RevisionNotFoundError
 
 
 @pytest.fixture
@@ -55,3 +56,40 @@ def test_a_model_that_is_not_there_is_said_with_the_nearest_name_and_what_to_do(
     assert "models list" in str(caught.value)
     assert str(folder.models / "dreamshaper8") in str(caught.value)
     assert caught.value.exit_code == 2
+
+
+def test_a_revision_is_the_commit_or_the_branch_that_it_came_as(folder: DataFolder) -> None:
+    path = put(folder, "owner/sd")
+    commit = "0123456789abcdef" * 2 + "01234567"
+    (path / "origin.json").write_text(Origin(repository="owner/sd", revision=commit, asked_for="v2").model_dump_json())
+    for revision in (None, commit, commit[:7], "v2"):
+        assert find_model(folder, "owner/sd", revision) == path
+    for revision in ("main", commit[:6], "f" * 40):
+        with pytest.raises(RevisionNotFoundError, match=f"here in revision {commit}"):
+            find_model(folder, "owner/sd", revision)
+    assert [model.revision for model in installed_models(folder) if model.name == "owner/sd"] == [commit]
+
+
+def test_a_converted_folder_has_its_revision_in_its_manifest(folder: DataFolder) -> None:
+    path = put(folder, "converted")
+    (path / "manifest.json").write_text('{"revision": "v1.5"}')
+    assert find_model(folder, "converted", "v1.5") == path
+
+
+def test_of_a_plain_folder_no_revision_is_known(folder: DataFolder) -> None:
+    put(folder, "plain")
+    with pytest.raises(RevisionNotFoundError, match="no revision is known"):
+        find_model(folder, "plain", "main")
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"revision": 3}', '{"schema_version": 2}', '{"files": {"a": {}}}'])
+def test_a_damaged_record_of_the_origin_is_said_and_still_listed(folder: DataFolder, text: str) -> None:
+    (put(folder, "damaged") / "origin.json").write_text(text)
+    with pytest.raises(ModelLoadError, match=r"origin\.json"):
+        find_model(folder, "damaged", "main")
+    assert "damaged" in [model.name for model in installed_models(folder)]
+
+
+def test_what_is_hidden_is_no_model(folder: DataFolder) -> None:
+    put(folder, ".pulling/half")
+    assert [model.name for model in installed_models(folder) if not model.packaged] == []

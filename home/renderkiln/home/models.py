@@ -1,4 +1,5 @@
-"""The models that are on this machine: folders in diffusers' layout below the data folder, and the packaged demo model.
+"""The models that are on this machine: folders below the data folder with diffusers' small files, and the packaged
+demo model.
 
 Only names, sizes and small JSON files are looked at here; loading is the engine's.
 """
@@ -12,9 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from renderkiln.schema.errors import ModelNotFoundError, did_you_mean
+from renderkiln.schema.errors import ModelLoadError, ModelNotFoundError, RevisionNotFoundError, did_you_mean
 
 from .folder import DataFolder
+from .origin import read_origin
 
 DEMO_MODEL = "shapes"
 _INDEX = "model_index.json"
@@ -22,13 +24,17 @@ _INDEX = "model_index.json"
 
 @dataclass(frozen=True)
 class InstalledModel:
-    """A model folder: its name in the store, what kind of pipeline it is made for, and its size on disk in bytes."""
+    """A model folder: its name in the store, what kind of pipeline it is made for, and its size on disk in bytes.
+
+    `revision` is the commit that it came from, where that is known.
+    """
 
     name: str
     path: Path
     pipeline: str
     size_bytes: int
     packaged: bool
+    revision: str | None = None
 
 
 def installed_models(folder: DataFolder) -> list[InstalledModel]:
@@ -41,22 +47,21 @@ def find_model(folder: DataFolder, name: str, revision: str | None = None) -> Pa
     """The folder of a model.
 
     Raises:
-        ModelNotFoundError: it is not on this machine (the message holds the nearest names), or a revision is asked for
-            and nothing is known of the folder's.
+        ModelNotFoundError: it is not on this machine (the message holds the nearest names).
+        RevisionNotFoundError: it is here in another revision, or nothing is known of the folder's.
+        ModelLoadError: what the folder says of its revision cannot be read.
     """
     for candidate, path, _ in reversed(list(_candidates(folder))):
         if candidate != name:
             continue
         if revision is not None:
-            raise ModelNotFoundError(
-                f"model {name!r} is here as a plain folder, of which no revision is known; {revision!r} was asked for. "
-                "Leave the revision out to use what is here."
-            )
+            _check_revision(name, path, revision)
         return path
     known = [candidate for candidate, _, _ in _candidates(folder)]
     raise ModelNotFoundError(
         f"model {name!r} is not on this machine.{did_you_mean(name, known)} "
-        f"`renderkiln models list` shows what is; put a diffusers folder into {folder.models / name}."
+        f"`renderkiln models list` shows what is; `renderkiln models pull` gets one from the Hub, and "
+        f"`renderkiln models add` takes in a folder, which then lies in {folder.models / name}."
     )
 
 
@@ -67,7 +72,25 @@ def _candidates(folder: DataFolder) -> Iterator[tuple[str, Path, bool]]:
     if not folder.models.is_dir():
         return
     for index in sorted([*folder.models.glob(f"*/{_INDEX}"), *folder.models.glob(f"*/*/{_INDEX}")]):
-        yield index.parent.relative_to(folder.models).as_posix(), index.parent, False
+        name = index.parent.relative_to(folder.models).as_posix()
+        if not name.startswith("."):  # what is being pulled or removed
+            yield name, index.parent, False
+
+
+def _check_revision(name: str, path: Path, revision: str) -> None:
+    origin = read_origin(path)
+    if origin is None or origin.revision is None:
+        raise RevisionNotFoundError(
+            f"model {name!r} is here as a plain folder, of which no revision is known; {revision!r} was asked for. "
+            "Leave the revision out to use what is here."
+        )
+    if not origin.is_revision(revision):
+        asked_for = f" ({origin.asked_for})" if origin.asked_for else ""
+        raise RevisionNotFoundError(
+            f"model {name!r} is here in revision {origin.revision}{asked_for}; {revision!r} was asked for. Leave the "
+            f"revision out to use what is here, or `renderkiln models pull {name} --revision {revision}` under another "
+            "--name."
+        )
 
 
 def _packaged_demo() -> Path | None:
@@ -87,4 +110,12 @@ def _describe(name: str, path: Path, packaged: bool) -> InstalledModel:
     except (OSError, ValueError):
         pipeline = "unreadable"
     size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-    return InstalledModel(name, path, pipeline, size, packaged)
+    return InstalledModel(name, path, pipeline, size, packaged, _revision(path))
+
+
+def _revision(path: Path) -> str | None:
+    try:
+        origin = read_origin(path)
+    except ModelLoadError:
+        return None
+    return origin.revision if origin else None

@@ -65,6 +65,50 @@ class ModelNotFoundError(BadInputError):
     kind = "model_not_found"
 
 
+class RevisionNotFoundError(ModelNotFoundError):
+    """Raised when a model is known and the revision that was asked for is not, or is not the one that is here."""
+
+    kind = "revision_not_found"
+
+
+class ModelFetchError(RenderkilnError):
+    """Raised when a model cannot be fetched from the Hub; what has arrived is kept for the next try."""
+
+    kind = "model_fetch"
+
+
+class HubUnavailableError(ModelFetchError):
+    """Raised when the Hub cannot be reached, or must not be (HF_HUB_OFFLINE)."""
+
+    kind = "hub_unavailable"
+    exit_code = EXIT_UNAVAILABLE
+
+
+class ModelAccessError(ModelFetchError):
+    """Raised when the Hub refuses a model to us: no token, or one that is not valid or may not read it."""
+
+    kind = "model_access"
+    exit_code = EXIT_BAD_INPUT
+
+
+class ModelGatedError(ModelAccessError):
+    """Raised when a model's owner wants its terms agreed to first."""
+
+    kind = "model_gated"
+
+
+class CorruptFileError(ModelFetchError):
+    """Raised when a file is not what the Hub, or our own record of it, says it is."""
+
+    kind = "corrupt_file"
+
+
+class DiskFullError(RenderkilnError):
+    """Raised when a disk has, or would have, no room for what is to be written."""
+
+    kind = "disk_full"
+
+
 class UnsupportedModelError(BadInputError):
     """Raised when a model is of a kind that cannot be converted, or in a format that is not read, such as a pickle."""
 

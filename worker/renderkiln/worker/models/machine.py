@@ -7,8 +7,8 @@ the Neural Engine, there.
 
 from __future__ import annotations
 
+import platform
 import subprocess
-import sys
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal, NamedTuple
@@ -50,7 +50,7 @@ def advice() -> Advice:
 
 def read_chip() -> Chip:
     """This machine's chip, as sysctl has it on macOS."""
-    if sys.platform != "darwin":
+    if platform.system() != "Darwin":
         return Chip(has_neural_engine=False, performance_cores=0)
     # Every Apple chip of a Mac has a Neural Engine; a virtual machine on one does not see it.
     is_apple = _sysctl("hw.optional.arm64") == 1 and _sysctl("kern.hv_vmm_present") != 1

@@ -19,13 +19,15 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from renderkiln.schema.errors import ModelLoadError
 
 from .base import TensorInfo
-from .mlpackage import open_package
+from .compiled import SUFFIX as COMPILED_SUFFIX
+from .compiled import Compiled, open_compiled
+from .mlpackage import Package, open_package
 
 FILE_NAME = "manifest.json"
 SCHEMA_VERSION: Literal[1] = 1
 #: A manifest of ours is some tens of kilobytes; a bigger file is somebody else's.
 _LIMIT = 8 << 20
-_SAFE_NAME = re.compile(r"[A-Za-z0-9._-]+\.mlpackage")
+_SAFE_NAME = re.compile(r"[A-Za-z0-9._-]+\.(mlpackage|mlmodelc)")
 
 
 class _Record(BaseModel):
@@ -57,12 +59,12 @@ class CheckReport(_Record):
 
 
 class PackageInfo(_Record):
-    """One `.mlpackage` folder."""
+    """One `.mlpackage` folder, or a `.mlmodelc` folder: one that is compiled already."""
 
     #: Its name in the folder of the manifest.
     file: str
     size_bytes: int = Field(ge=0)
-    #: Of its items, as `mlpackage.Package.sha256` takes it.
+    #: Of what is in it, as `mlpackage.Package.sha256` and `compiled.Compiled.sha256` take it.
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[TensorInfo, ...]
@@ -71,7 +73,7 @@ class PackageInfo(_Record):
     @classmethod
     def _is_a_plain_name(cls, name: str) -> str:
         if not _SAFE_NAME.fullmatch(name) or name.startswith("."):
-            raise ValueError("a package's file must be a plain name that ends in .mlpackage")
+            raise ValueError("a package's file must be a plain name that ends in .mlpackage or .mlmodelc")
         return name
 
 
@@ -80,13 +82,16 @@ class StageInfo(_Record):
 
     stage: str
     packages: tuple[PackageInfo, ...] = Field(min_length=1)
-    #: Bits per weight: 16 or 32, fewer where they were palettized; a recipe's mean is not whole.
-    bits: float = Field(gt=0, le=32)
+    #: Bits per weight: 16 or 32, fewer where they were palettized; a recipe's mean is not whole. None where it is not
+    #: known, because somebody else converted it.
+    bits: float | None = Field(default=None, gt=0, le=32)
     #: original, split-einsum or split-einsum-v2, for stages that have attention of that kind.
     attention: str | None = None
-    #: Of all that decides what the stage is made of; the same digest need not be converted again.
-    settings_digest: str
-    seconds: float = Field(ge=0)
+    #: Of all that decides what the stage is made of; the same digest need not be converted again. Empty where somebody
+    #: else converted it.
+    settings_digest: str = ""
+    #: How long converting it took.
+    seconds: float = Field(default=0, ge=0)
     check: CheckReport | None = None
 
     @property
@@ -109,8 +114,8 @@ class Manifest(_Record):
     sizes: tuple[tuple[int, int], ...] = Field(min_length=1)
     #: By stage: text_encoder, unet, controlnet-NAME …
     stages: Mapping[str, StageInfo]
-    #: Of what converted it, by name.
-    versions: Mapping[str, str]
+    #: Of what converted it, by name; empty where somebody else did.
+    versions: Mapping[str, str] = Field(default_factory=dict)
 
     @field_validator("stages")
     @classmethod
@@ -184,11 +189,17 @@ def load(folder: Path, *, digests: bool = False) -> Manifest:
 def compare(info: PackageInfo, folder: Path, *, digests: bool) -> str | None:
     """What is not so of what the manifest says of a package, or None."""
     try:
-        package = open_package(folder / info.file)
+        package = open_model(folder / info.file)
     except ModelLoadError as error:
         return str(error)
+    again = "convert it, or pull its model, again"
     if package.size != info.size_bytes:
-        return f"{info.file} holds {package.size} bytes, not {info.size_bytes}; convert it again"
+        return f"{info.file} holds {package.size} bytes, not {info.size_bytes}; {again}"
     if digests and package.sha256() != info.sha256:
-        return f"{info.file} is not what was converted: its SHA-256 is another; convert it again"
+        return f"{info.file} is not what it was: its SHA-256 is another; {again}"
     return None
+
+
+def open_model(path: Path) -> Package | Compiled:
+    """A package or a compiled model, by its name; nothing of it is loaded. Raises ModelLoadError."""
+    return open_compiled(path) if path.suffix == COMPILED_SUFFIX else open_package(path)
