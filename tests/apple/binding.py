@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable
@@ -19,8 +20,6 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
-
-from renderkiln.worker.runtimes.reference import ReferenceRuntime
 
 INSIDE = "package.mlpackage"
 
@@ -55,6 +54,37 @@ def core_ml_error(text: str) -> RuntimeError:
     return RuntimeError(f'{{\n    NSLocalizedDescription = "{text}";\n}}')
 
 
+def install(
+    recording: Recording,
+    set_attribute: Callable[[Any, str, Any], object] = setattr,
+    set_item: Callable[[Any, str, Any], object] = dict.__setitem__,
+) -> None:
+    """Has coremltools, and us, believe that this is a Mac, with the double for a binding."""
+    from renderkiln.worker.runtimes.apple import coreml
+    from renderkiln.worker.runtimes.mlpackage import model_proto
+
+    model_proto()  # imports coremltools without its remarks
+    import coremltools.models._compiled_model as compiled
+    import coremltools.models.compute_device as device
+    import coremltools.models.compute_plan as plan
+    import coremltools.models.model as model
+    from coremltools.models import utils
+
+    binding = make_binding(recording)
+    set_item(sys.modules, "coremltools.libcoremlpython", binding)
+    for module in (compiled, device, plan, model):
+        for name in vars(binding):
+            if name.endswith("Proxy") and hasattr(module, name):
+                set_attribute(module, name, getattr(binding, name))
+    for module in (utils, model, compiled, coreml):
+        for name in ("_macos_version", "macos_version"):
+            if hasattr(module, name):
+                set_attribute(module, name, lambda: recording.version)
+        for name in ("_is_macos", "on_macos"):
+            if hasattr(module, name):
+                set_attribute(module, name, lambda: True)
+
+
 def make_binding(recording: Recording) -> ModuleType:
     """The module, with the classes that coremltools takes from it."""
 
@@ -73,6 +103,8 @@ def make_binding(recording: Recording) -> ModuleType:
                 raise core_ml_error(
                     f"Failed to build the model execution plan using '{url}/model.mil' error code: -14."
                 )
+            from renderkiln.worker.runtimes.reference import ReferenceRuntime  # imports torch
+
             self._runtime = ReferenceRuntime.load(Path(url) / INSIDE, function=function or None)
 
         def predict(self, data: dict[str, Any], state: Any) -> dict[str, Any]:

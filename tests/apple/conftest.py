@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from tests.runtimes.programs import mb, save
 
-from renderkiln.worker.runtimes.apple import coreml
 from renderkiln.worker.runtimes.apple.cache import CompileCache
 from renderkiln.worker.runtimes.manifest import PackageInfo
 from renderkiln.worker.runtimes.mlpackage import open_package
 from renderkiln.worker.runtimes.reference import ReferenceRuntime
 
-from .binding import Recording, make_binding
+from .binding import Recording, install
 
 BUILD = "24G84"
 
@@ -23,26 +21,8 @@ BUILD = "24G84"
 @pytest.fixture
 def mac(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Recording:
     """coremltools believes that it is on macOS 15.6, and finds the double where its binding should be."""
-    import coremltools.models._compiled_model as compiled
-    import coremltools.models.compute_device as device
-    import coremltools.models.compute_plan as plan
-    import coremltools.models.model as model
-    from coremltools.models import utils
-
     recording = Recording(temporary=tmp_path)
-    binding = make_binding(recording)
-    monkeypatch.setitem(sys.modules, "coremltools.libcoremlpython", binding)
-    for module in (compiled, device, plan, model):
-        for name in vars(binding):
-            if name.endswith("Proxy") and hasattr(module, name):
-                monkeypatch.setattr(module, name, getattr(binding, name))
-    for module in (utils, model, compiled, coreml):
-        for name in ("_macos_version", "macos_version"):
-            if hasattr(module, name):
-                monkeypatch.setattr(module, name, lambda: recording.version)
-        for name in ("_is_macos", "on_macos"):
-            if hasattr(module, name):
-                monkeypatch.setattr(module, name, lambda: True)
+    install(recording, monkeypatch.setattr, monkeypatch.setitem)
     return recording
 
 
