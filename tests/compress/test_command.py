@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from tests.compress.conftest import LAYERS, Command
+from tests.disks import resize, small_disk, with_small_files
 
 from renderkiln.worker.convert.compress.recipe_file import read_recipe
 from renderkiln.worker.runtimes import manifest as manifests
@@ -134,6 +138,31 @@ def test_a_failure_in_a_folder_leaves_nothing(folder: Path, tmp_path: Path, comm
     assert code == 1
     assert "truncated" in err
     assert not (tmp_path / "to").exists() or list((tmp_path / "to").iterdir()) == []
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_a_full_disk_is_said_and_leaves_nothing(folder: Path, tmp_path: Path, command: Command, whole: bool) -> None:
+    """Of a folder at first the copies do not fit, then not the smaller packages; of a package not its parts."""
+    before = add_manifest(folder)
+    source = folder if whole else folder / UNET
+    disk = tmp_path / "disk"
+    with small_disk(disk, "1m") as mounted:
+        target = disk / ("smaller" if whole else "smaller.mlpackage")
+        how = ["compress", source, "-o", target, "--nbits", 6, "--no-check"]
+        for size in ("8k", "64k", "128k", "192k") if whole else ("8k", "24k", "64k", "80k"):
+            if mounted:
+                resize(disk, size)
+                code, out, err = command(*how)
+            else:
+                limited = with_small_files([sys.executable, "-m", "renderkiln.producer", *map(str, how)], 8000)
+                said = subprocess.run(limited, capture_output=True, text=True, timeout=150)
+                code, out, err = said.returncode, said.stdout, said.stderr
+            assert (code, out) == (1, ""), size
+            # Where only the length of files is limited, coremltools does not say why it could not write.
+            sentence = r"\S+ cannot be (copied|written): .*(full|No space)" if mounted else ".+"
+            assert re.fullmatch(f"renderkiln: {sentence}.*\n", err), size
+            assert list(disk.iterdir()) == [], size
+    assert manifests.load(folder, digests=True) == before
 
 
 def test_a_recipe_is_made_for_a_size_and_used(small: Path, tmp_path: Path, command: Command) -> None:

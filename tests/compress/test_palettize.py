@@ -194,27 +194,50 @@ def test_where_no_more_can_be_written_nothing_is_left(small: Path, tmp_path: Pat
     assert list(target.parent.iterdir()) == []
 
 
-_KILLED = """
+_STOPPED = """
 import os, signal, sys
 from pathlib import Path
+from renderkiln.schema.errors import CompressionError
 from renderkiln.worker.convert.compress.palettize import palettize
 
-def die(what, done, of):
-    if what == "writing":
-        os.kill(os.getpid(), signal.SIGKILL)
+def stop(what, done, of):
+    if (what, done) == ("writing", 1):
+        if sys.argv[3] == "die":
+            os.kill(os.getpid(), signal.SIGKILL)
+        print("here", flush=True)
+        sys.stdin.readline()
 
-palettize(Path(sys.argv[1]), Path(sys.argv[2]), nbits=4, progress=die)
+try:
+    palettize(Path(sys.argv[1]), Path(sys.argv[2]), nbits=4, progress=stop)
+except CompressionError as error:
+    print(error)
 """
 
 
-def test_a_kill_in_the_middle_leaves_no_target(small: Path, tmp_path: Path) -> None:
+def test_what_a_killed_process_leaves_goes_at_the_next_start(small: Path, tmp_path: Path) -> None:
     target = tmp_path / "to" / "out.mlpackage"
-    arguments = [sys.executable, "-c", _KILLED, str(small), str(target)]
-    result = subprocess.run(arguments, capture_output=True, text=True, timeout=150)
-    assert result.returncode == -signal.SIGKILL
-    # Nobody can clean up then; what stays has a name that says what it is, and is in nobody's way.
-    assert all(each.name.startswith(".out.mlpackage.") for each in target.parent.iterdir())
-    assert palettize(small, target, nbits=4).target.exists()
+    arguments = [sys.executable, "-c", _STOPPED, str(small), str(target), "die"]
+    assert subprocess.run(arguments, timeout=150).returncode == -signal.SIGKILL
+    (left,) = target.parent.iterdir()
+    assert left.name.startswith(".out.mlpackage.")
+    (target.parent / ".another.mlpackage.abcdefgh.tmp").mkdir()
+    palettize(small, target, nbits=4)
+    # Only what was left of this target is known to be in nobody's way.
+    assert {each.name for each in target.parent.iterdir()} == {target.name, ".another.mlpackage.abcdefgh.tmp"}
+
+
+def test_what_a_living_process_is_at_work_in_stays(small: Path, tmp_path: Path) -> None:
+    target = tmp_path / "to" / "out.mlpackage"
+    arguments = [sys.executable, "-c", _STOPPED, str(small), str(target), "wait"]
+    with subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "here\n"
+        (living,) = target.parent.iterdir()
+        palettize(small, target, nbits=8)
+        assert set(target.parent.iterdir()) == {living, target}
+        said, _ = process.communicate("go on\n", timeout=150)
+    assert "cannot be put in place" in said
+    assert list(target.parent.iterdir()) == [target]
 
 
 @pytest.mark.parametrize("moment", ["finding palettes", "writing"])

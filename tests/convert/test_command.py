@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.disks import small_disk, with_small_files
 
 from renderkiln.home.models import find_model
 from renderkiln.schema.errors import ModelLoadError
@@ -24,15 +25,12 @@ from renderkiln.worker.runtimes import manifest as manifests
 pytestmark = pytest.mark.timeout(900)
 SMALL = 100_000
 PACKAGED = {"text_encoder", "unet", "vae_decoder", "vae_encoder"}
-#: Starts a program whose files, and those of all that it starts, can have so many bytes at most.
-LIMITED = "import os, resource, sys; n = int(sys.argv[1]); resource.setrlimit(resource.RLIMIT_FSIZE, (n, n)); "
-LIMITED += "os.execv(sys.argv[2], sys.argv[2:])"
 
 
 def run(*arguments: object, limit: int | None = None) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "renderkiln.producer", "convert", *map(str, arguments)]
     if limit is not None:
-        command = [sys.executable, "-c", LIMITED, str(limit), *command]
+        command = with_small_files(command, limit)
     return subprocess.run(command, capture_output=True, text=True, timeout=800)
 
 
@@ -211,12 +209,13 @@ def _until(is_so: Callable[[], bool]) -> None:
         time.sleep(0.05)
 
 
-def test_ctrl_c_leaves_no_half_and_no_process(tiny: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("told", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_ctrl_c_and_kill_leave_no_half_and_no_process(tiny: Path, tmp_path: Path, told: signal.Signals) -> None:
     out = tmp_path / "out"
     command = [sys.executable, "-m", "renderkiln.producer", "convert", str(tiny / "sd1"), "-o", str(out)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
     _until(lambda: (out / WORK_FOLDER / "stage").is_dir())
-    process.send_signal(signal.SIGINT)
+    process.send_signal(told)
     _, said = process.communicate(timeout=600)
     assert process.returncode == 130
     assert "Traceback" not in said
@@ -238,29 +237,15 @@ def test_one_conversion_at_a_time_writes_into_a_folder(tiny: Path, tmp_path: Pat
     assert (said.returncode, "another conversion" in said.stderr) == (2, True)
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[tuple[Path, int | None]]:
-    """A folder on a disk of 1 MB where one can be mounted; elsewhere one whose files can have 100 KB at most."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
-    mounted = sys.platform == "linux" and subprocess.run(command, capture_output=True, check=False).returncode == 0
-    try:
-        yield folder, None if mounted else SMALL
-    finally:
-        if mounted:
-            subprocess.run(["umount", str(folder)], check=True)
-
-
-def test_a_full_disk_is_said_and_leaves_no_half(small_disk: tuple[Path, int | None]) -> None:
-    folder, limit = small_disk
-    out = folder / "out"
-    said = run("shapes", "-o", out, "--no-check", "--stages", "unet", limit=limit)
-    assert said.returncode == 1
-    assert said.stderr.startswith("renderkiln: ")
-    assert "Traceback" not in said.stderr
-    assert packages(out) == set()
-    assert not (out / WORK_FOLDER).exists()
+def test_a_full_disk_is_said_and_leaves_no_half(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", "1m") as mounted:
+        out = tmp_path / "disk" / "out"
+        said = run("shapes", "-o", out, "--no-check", "--stages", "unet", limit=None if mounted else SMALL)
+        assert said.returncode == 1
+        assert said.stderr.startswith("renderkiln: ")
+        assert "Traceback" not in said.stderr
+        assert packages(out) == set()
+        assert not (out / WORK_FOLDER).exists()
 
 
 def test_limited_files_are_said_and_leave_no_half(tmp_path: Path) -> None:

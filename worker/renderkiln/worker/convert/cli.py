@@ -147,10 +147,11 @@ def _convert(source: Source, options: ConvertOptions, out: Path, bundle_for_swif
 
     from . import display
     from .bundle import make_bundle
+    from .ending import signals_as_ctrl_c
     from .run import convert as run
 
     errors = Console(stderr=True)
-    with display.ProgressWatcher(errors) as watcher:
+    with signals_as_ctrl_c(), display.ProgressWatcher(errors) as watcher:
         report = run(source, options, out, watcher)
         bundle = make_bundle(out, report.manifest) if bundle_for_swift else None
     if as_json:

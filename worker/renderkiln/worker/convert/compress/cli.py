@@ -60,6 +60,7 @@ def compress(
     say_what_is_missing("compressing", CONVERTING, "worker,coreml")
     from rich.console import Console
 
+    from ..ending import signals_as_ctrl_c
     from . import display
     from .folder import Comparison
     from .folder import compress as run
@@ -67,7 +68,7 @@ def compress(
 
     layers = read_recipe(recipe) if recipe is not None else None
     comparison = Comparison(samples=samples, seed=seed) if check else None
-    with display.bars(Console(stderr=True)) as tell:
+    with signals_as_ctrl_c(), display.bars(Console(stderr=True)) as tell:
         reports = run(source, out, nbits=nbits, recipe=layers, comparison=comparison, progress=tell)
     if as_json:
         print(json.dumps(display.stages_as_json(reports, out), indent=2))
@@ -126,6 +127,7 @@ def recipe(
     say_what_is_missing("compressing", CONVERTING, "worker,coreml")
     from rich.console import Console
 
+    from ..ending import signals_as_ctrl_c
     from . import display
     from .analysis import Verifier, make_plan, plan_and_verify, predicted_bytes
     from .palettize import average_bits
@@ -133,7 +135,7 @@ def recipe(
     from .sensitivity import measure
 
     measured: float | None = None
-    with display.bars(Console(stderr=True)) as tell:
+    with signals_as_ctrl_c(), display.bars(Console(stderr=True)) as tell:
         found = measure(
             package,
             [width for width in widths if width != UNTOUCHED],

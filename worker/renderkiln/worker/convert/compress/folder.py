@@ -25,7 +25,7 @@ from .palettize import CompressionResult, average_bits, palettize
 from .planner import psnr_of
 from .quality import noise, random_inputs, vocabulary
 from .recipe import UNTOUCHED, Recipe, of_layers, uniform
-from .writing import new_folder
+from .writing import new_folder, reason
 
 #: Told of which stage, what is being done, and how many of how many layers are done.
 Progress = Callable[[str, str, int, int], None]
@@ -255,8 +255,8 @@ def _copy(source: Path, target: Path, leave_out: set[str]) -> None:
 
     try:
         shutil.copytree(source, target, ignore=ignored)
-    except (OSError, shutil.Error) as error:
-        raise CompressionError(f"{source} cannot be copied: {getattr(error, 'strerror', None) or error}") from error
+    except OSError as error:
+        raise CompressionError(f"{source} cannot be copied: {reason(error)}") from error
 
 
 def _save_manifest(manifest: manifests.Manifest, reports: list[StageReport], folder: Path) -> None:

@@ -6,6 +6,7 @@ Works wherever coremltools does, because nothing is loaded into Core ML. The tar
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -24,7 +25,7 @@ from .coremltools_quietly import quietly, temporary_files_in
 from .layers import Layer, find_layers, read_graph
 from .palette import Histogram, Palette
 from .recipe import UNTOUCHED, Recipe, uniform
-from .writing import new_folder
+from .writing import new_folder, reason
 
 #: Specification version of packages made for macOS 15 and iOS 18.
 _MACOS_15 = 9
@@ -194,8 +195,11 @@ def _write(package: Package, path: Path, palettes: Mapping[str, Palette], tell: 
         model = ct.models.MLModel(str(package.path), skip_model_load=True)
         palettize_weights(model, OptimizationConfig(op_name_configs=configs)).save(str(path))
     except OSError as error:
-        raise CompressionError(f"{path.name} cannot be written: {error.strerror or error}") from error
+        raise CompressionError(f"{path.name} cannot be written: {reason(error)}") from error
     except (RuntimeError, ValueError, KeyError, AttributeError, AssertionError, TypeError) as error:
+        if shutil.disk_usage(path.parent).free < package.size:
+            # What writes the weights says of a full disk no more than that it could not write.
+            raise CompressionError(f"{path.name} cannot be written: the disk is full") from error
         raise CompressionError(f"coremltools could not compress {package.path}: {error}") from error
     return _read_back(path, len(palettes))
 
