@@ -17,10 +17,10 @@ DUMPED = """{
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        (DUMPED, 'Unable to compute the prediction using ML Program. It can be an "invalid" input data.'),
+        (DUMPED, 'Unable to compute the prediction using ML Program. It can be an "invalid" input data'),
         ("{\n    NSLocalizedDescription = short;\n}", "short"),
         ("{\n    NSFilePath = x;\n}", "{ NSFilePath = x; }"),
-        ('Error compiling model: "no".', 'Error compiling model: "no".'),
+        ('Error compiling model: "no".', 'Error compiling model: "no"'),
         ("", "RuntimeError"),
     ],
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -222,7 +223,7 @@ def test_a_package_for_a_newer_system(load: Load, mac: Recording) -> None:
 
 
 def test_no_room_for_it(load: Load, monkeypatch: pytest.MonkeyPatch, mac: Recording) -> None:
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(100, 99, 1))  # type: ignore[attr-defined]
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1))
     with pytest.raises(ModelLoadError, match="no room"):
         load()
     assert mac.calls["compile"] == 0

@@ -61,10 +61,11 @@ def compile_package(package: Path, target: Path) -> None:
         raise compile_failure(error, package.name, _newer_macos(package)) from error
 
 
-def load_compiled(path: Path, inputs: Iterable[TensorInfo], unit: ComputeUnit, function: str | None) -> Any:
+def load_compiled(path: Path, name: str, inputs: Iterable[TensorInfo], unit: ComputeUnit, function: str | None) -> Any:
     """A `CompiledMLModel` of a `.mlmodelc` folder.
 
     Args:
+        name: of the package that it was compiled of, for people.
         inputs: what the model takes; the hints go by their shapes.
         function: where the model has several, which; needs macOS 15.
 
@@ -75,7 +76,7 @@ def load_compiled(path: Path, inputs: Iterable[TensorInfo], unit: ComputeUnit, f
     ct = coremltools()
     check_compiled(path)
     if function is not None and macos_version() < MACOS_WITH_HINTS:
-        raise ModelLoadError(f"{path.name}: models of several functions need macOS 15; convert one for each size")
+        raise ModelLoadError(f"{name}: models of several functions need macOS 15; convert one for each size")
     try:
         return ct.models.CompiledMLModel(
             str(path),
@@ -84,7 +85,7 @@ def load_compiled(path: Path, inputs: Iterable[TensorInfo], unit: ComputeUnit, f
             optimization_hints=_hints(ct, inputs),
         )
     except Exception as error:
-        raise load_failure(error, path.name, unit) from error
+        raise load_failure(error, name, unit) from error
 
 
 def load_plan(path: Path, unit: ComputeUnit) -> Any:

@@ -28,7 +28,7 @@ def words(error: BaseException) -> str:
     found = _DESCRIPTION.search(text)
     if found is not None:
         text = (found[1] or found[2] or "").replace('\\"', '"')
-    text = " ".join(text.split())
+    text = " ".join(text.split()).rstrip(".")
     return f"{text[:_LENGTH]} …" if len(text) > _LENGTH else text or type(error).__name__
 
 

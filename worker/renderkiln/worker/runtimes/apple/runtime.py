@@ -68,7 +68,7 @@ class AppleRuntime:
         coremltools()  # says at once where there is no Core ML, before anything is read
         if path.suffix == ".mlmodelc":
             began = time.monotonic()
-            model = load_compiled(path, info.inputs, compute_unit, function)
+            model = load_compiled(path, path.name, info.inputs, compute_unit, function)
             return cls(model, info, path.name, compute_unit, None, time.monotonic() - began)
         key = Key(info.sha256, compute_unit, str(path))
         lease = cache.lease(key, lambda target: _compile(path, info, target))
@@ -88,10 +88,7 @@ class AppleRuntime:
         cls, lease: Lease, path: Path, info: PackageInfo, unit: ComputeUnit, function: str | None
     ) -> AppleRuntime:
         began = time.monotonic()
-        try:
-            model = load_compiled(lease.path, info.inputs, unit, function)
-        except ModelLoadError as error:
-            raise ModelLoadError(f"{path.name}: {error}") from error
+        model = load_compiled(lease.path, path.name, info.inputs, unit, function)
         return cls(model, info, path.name, unit, lease, time.monotonic() - began)
 
     @property
