@@ -7,7 +7,7 @@ from pathlib import Path
 
 from renderkiln.home.folder import DataFolder
 
-from ..models.choosing import Wishes, converted_folder, pick_unit
+from ..models.choosing import Wishes, check_unit, pick_form
 from ..runtimes.opening import package_opener
 from .base import EngineInfo
 from .coreml.model_stages import CoreMLModelStages
@@ -34,13 +34,13 @@ def make_engine(choice: EngineChoice, find_model: FindModel, data: DataFolder) -
         SettingsError: the device, the precision or the compute unit is not on this machine.
     """
     options = torch_options(choice.device, choice.dtype)
-    unit = pick_unit(choice.wishes)
+    check_unit(choice.wishes.compute_unit)
 
     def open_stages(folder: Path) -> ModelStages:
-        converted = converted_folder(folder, choice.wishes)
-        if converted is None:
+        form = pick_form(folder, choice.wishes)
+        if form is None:
             return TorchModelStages(folder, options, lambda name: find_model(name, None))
-        return CoreMLModelStages(folder, converted, package_opener(unit, data), unit)
+        return CoreMLModelStages(folder, form.folder, package_opener(form.unit, data), form.unit)
 
-    info = EngineInfo("coreml", unit, "float16", False) if choice.wishes.engine == "coreml" else options.info
-    return DiffusersEngine(find_model, open_stages, info)
+    unopened = EngineInfo("coreml", choice.wishes.compute_unit, "float16", attention_slicing=False)
+    return DiffusersEngine(find_model, open_stages, unopened if choice.wishes.engine == "coreml" else options.info)

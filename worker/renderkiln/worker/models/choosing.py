@@ -5,13 +5,13 @@ from __future__ import annotations
 import platform
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast, get_args
+from typing import NamedTuple, cast, get_args
 
 from renderkiln.schema.errors import ModelLoadError, SettingsError
 
 from ..runtimes.opening import ComputeUnit
-from .layout import variants
-
+from .layout import VARIANTS, variants
+from .machine import advice
 
 _IS_MAC = platform.system() == "Darwin"
 
@@ -28,39 +28,55 @@ class Wishes:
     variant: str = "auto"
 
 
-def pick_unit(wishes: Wishes) -> ComputeUnit:
-    """The compute unit. Raises SettingsError if it is unknown, or this system does not have it."""
-    unit = wishes.compute_unit
-    if unit == "auto":
-        return "cpu_and_gpu" if _IS_MAC else "reference"
-    if unit not in get_args(ComputeUnit):
-        raise SettingsError(f"no compute unit {unit!r}; use auto or one of: {', '.join(get_args(ComputeUnit))}")
-    if unit != "reference" and not _IS_MAC:
-        raise SettingsError(f"compute unit {unit} needs macOS; elsewhere there is `reference` alone")
-    return cast(ComputeUnit, unit)
+class Form(NamedTuple):
+    """The form in which a converted model is rendered with."""
+
+    variant: str
+    #: Of its manifest and packages.
+    folder: Path
+    unit: ComputeUnit
 
 
-def converted_folder(folder: Path, wishes: Wishes) -> Path | None:
-    """The folder whose manifest a model is rendered with; None where torch renders it.
+def check_unit(name: str) -> None:
+    """Raises SettingsError if a compute unit is unknown, or this system does not have it; `auto` is always there."""
+    if name not in ("auto", *get_args(ComputeUnit)):
+        raise SettingsError(f"no compute unit {name!r}; use auto or one of: {', '.join(get_args(ComputeUnit))}")
+    if name not in ("auto", "reference") and not _IS_MAC:
+        raise SettingsError(f"compute unit {name} needs macOS; elsewhere there is `reference` alone")
+
+
+def pick_form(folder: Path, wishes: Wishes) -> Form | None:
+    """The form of a model that this machine renders with; None where torch renders it.
 
     Raises:
         ModelLoadError: the engine or the variant that was asked for has nothing in this model.
+        SettingsError: see `check_unit`.
     """
+    check_unit(wishes.compute_unit)
     there = variants(folder)
     if wishes.engine == "torch" or (wishes.engine == "auto" and not _prefers_converted(folder, bool(there))):
         return None
     if not there:
         raise ModelLoadError(
             f"{folder} holds no converted stages, which the coreml engine needs; make them with "
-            f"`renderkiln convert`, or render it with --engine torch"
+            "`renderkiln convert`, or render it with --engine torch"
         )
-    if wishes.variant != "auto":
-        if wishes.variant not in there:
-            raise ModelLoadError(f"{folder} has no variant {wishes.variant}; it has {', '.join(sorted(there))}")
-        return there[wishes.variant]
-    return there.get("original") or there[min(there)]
+    if wishes.variant not in ("auto", *there):
+        raise ModelLoadError(f"{folder} has no variant {wishes.variant}; it has {', '.join(sorted(there))}")
+    wanted = (advice().variant, *VARIANTS) if wishes.variant == "auto" else (wishes.variant,)
+    variant = next(name for name in wanted if name in there)
+    return Form(variant, there[variant], _unit(wishes.compute_unit, variant))
 
 
 def _prefers_converted(folder: Path, is_converted: bool) -> bool:
     """What `auto` means: Core ML where it is at home, or where there is nothing else."""
     return is_converted and (_IS_MAC or not any((folder / "unet").glob("*.safetensors")))
+
+
+def _unit(name: str, variant: str) -> ComputeUnit:
+    """The unit that suits a variant, unless one was named: the wrong one can take minutes to load, or for ever."""
+    if name != "auto":
+        return cast("ComputeUnit", name)
+    if not _IS_MAC:
+        return "reference"
+    return "cpu_and_gpu" if variant == "original" else "cpu_and_ne"

@@ -45,7 +45,15 @@ def package_opener(unit: ComputeUnit, data: DataFolder) -> OpenPackage:
     """What loads packages for a compute unit. `data`: the folder that compiled packages are kept in."""
     if unit == "reference":
         return _reference_package
-    raise NotImplementedError(unit)
+    from .apple.cache import FOLDER, CompileCache
+    from .apple.runtime import AppleRuntime
+
+    cache = CompileCache(data.root / FOLDER)
+
+    def on_core_ml(path: Path, info: PackageInfo) -> Runtime:
+        return AppleRuntime.load(path, info, compute_unit=unit, cache=cache)
+
+    return on_core_ml
 
 
 def _reference_package(path: Path, info: PackageInfo) -> Runtime:

@@ -78,9 +78,6 @@ def _check_stage(manifest: Manifest, name: str, stage: StageInfo) -> None:
     if kind is None:
         return  # a stage that rendering does not use
     takes, gives = tensors(stage)
-    for each in kind.takes:
-        if each not in takes:
-            raise ModelLoadError(f"{name} of {manifest.model} takes no {each}; it takes {', '.join(takes)}")
     for each in takes:
         if each not in (*kind.takes, *kind.may_take) and not (kind.takes_residuals and _RESIDUALS.fullmatch(each)):
             raise ModelLoadError(
@@ -88,6 +85,9 @@ def _check_stage(manifest: Manifest, name: str, stage: StageInfo) -> None:
             )
         if not takes[each].shapes:
             raise ModelLoadError(f"{name} of {manifest.model} takes {each} in shapes that are not listed")
+    for each in kind.takes:
+        if each not in takes:
+            raise ModelLoadError(f"{name} of {manifest.model} takes no {each}; it takes {', '.join(takes)}")
     for each in kind.gives:
         if each not in gives:
             raise ModelLoadError(f"{name} of {manifest.model} gives no {each}; it gives {', '.join(gives)}")
