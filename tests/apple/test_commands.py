@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from renderkiln.home.folder import DataFolder
 from renderkiln.schema.errors import BadInputError, ModelLoadError, OutOfMemoryError, WorkerUnavailableError
+from renderkiln.worker.models import choosing
 from renderkiln.worker.runtimes import manifest as manifests
 from renderkiln.worker.runtimes.apple import ahead, cli, system
 from renderkiln.worker.runtimes.apple.cache import FOLDER, CompileCache, Key
@@ -61,6 +62,7 @@ def model(data: DataFolder, package: Path, info: PackageInfo) -> Path:
 def pretend(monkeypatch: pytest.MonkeyPatch) -> None:
     """This process, and those that it starts, believe that they are on a Mac."""
     monkeypatch.setattr(system, "on_macos", lambda: True)
+    monkeypatch.setattr(choosing, "_IS_MAC", True)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT / "tests/apple/pretend"), str(ROOT)]))
 
 
@@ -98,6 +100,7 @@ def test_compile_does_all_stages_and_keeps_them(data: DataFolder) -> None:
     assert (entry.compute_unit, entry.in_use, entry.damaged) == ("cpu_and_ne", False, False)
 
 
+@pytest.mark.usefixtures("pretend")
 def test_compile_shows_what_it_did(data: DataFolder, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     jobs: list[ahead.Job] = []
 
@@ -106,7 +109,6 @@ def test_compile_shows_what_it_did(data: DataFolder, model: Path, monkeypatch: p
         return ahead.Done(compiled_in=2.0, load_seconds=71.5, peak_bytes=5 * 10**6, refused=len(jobs) == 2)
 
     monkeypatch.setattr(ahead, "compile_ahead", compile_ahead)
-    monkeypatch.setattr(system, "on_macos", lambda: True)
     said = run("compile", "small", "--compute-unit", "CPU_ONLY", "--variant", "split-einsum")
     assert [line.split() for line in said.stdout.splitlines()[1:3]] == [
         ["text_encoder", "cpu_only", "2.0", "71.5", "5.0", "text_encoder.mlpackage"],
@@ -164,16 +166,18 @@ def test_compile_elsewhere(data: DataFolder, model: Path) -> None:
     assert not (data.root / FOLDER).exists()
 
 
-def test_compile_of_what_is_not_there(data: DataFolder, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(BadInputError, match="no compute unit 'gpu'; there are auto, all, cpu_and_gpu"):
+@pytest.mark.usefixtures("pretend")
+def test_compile_of_what_is_not_there(model: Path) -> None:
+    with pytest.raises(BadInputError, match=r"compute_unit = 'gpu' \(from --compute-unit\)"):
         run("compile", "small", "--compute-unit", "gpu")
-    monkeypatch.setattr(system, "on_macos", lambda: True)
-    with pytest.raises(BadInputError, match="no variant 'orignal'"):
-        run("compile", "small", "--variant", "orignal")
+    with pytest.raises(BadInputError, match="nothing to compile for reference"):
+        run("compile", "small", "--compute-unit", "reference")
+    with pytest.raises(ModelLoadError, match="no variant original; it has split-einsum"):
+        run("compile", "small", "--variant", "original")
     with pytest.raises(BadInputError, match="Did you mean 'small'"):
         run("compile", "smal")
     (model / "manifest.json").unlink()
-    with pytest.raises(BadInputError, match="no Core ML packages; `renderkiln convert small`"):
+    with pytest.raises(ModelLoadError, match="no converted stages"):
         run("compile", "small")
 
 

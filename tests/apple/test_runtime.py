@@ -194,6 +194,21 @@ def test_failures_of_core_ml(
     assert load().predict(arrays())["whole"].shape == (1, 4)  # and nothing is left that would disturb the next time
 
 
+def test_what_cannot_be_kept_is_not_left_in_the_temporary_folder(
+    load: Load, mac: Recording, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "move", full)
+        with pytest.raises(ModelLoadError, match="no room"):
+            load()
+    load()
+    assert mac.calls["compile"] == 2
+    assert list(mac.temporary.glob("*/*.mlmodelc")) == []
+
+
 def test_a_load_that_fails_says_what_else_to_try(load: Load, mac: Recording) -> None:
     mac.faults["load"] = [core_ml_error("Failed to build the model execution plan")]
     with pytest.raises(ModelLoadError, match=r"model.mlpackage.*execution plan.*--compute-unit cpu_and_gpu"):

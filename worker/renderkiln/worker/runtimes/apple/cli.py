@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from .ahead import Done
     from .cache import CompileCache
     from .policy import Entry
-    from .system import ComputeUnit
 
 _SIZES = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _TIMES = {"m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
@@ -41,9 +40,9 @@ def add_commands(models: typer.Typer) -> None:
 def compile_model(
     name: Annotated[str, typer.Argument(help="A model of this machine, as `renderkiln models list` names it.")],
     compute_unit: Annotated[
-        str, typer.Option(help="all, cpu_and_gpu, cpu_and_ne or cpu_only; auto: what the model was converted for.")
-    ] = "auto",
-    variant: Annotated[str | None, typer.Option(help="Of a model that is here in several.")] = None,
+        str | None, typer.Option(help="all, cpu_and_gpu, cpu_and_ne, cpu_only, or auto: what a worker would take.")
+    ] = None,
+    variant: Annotated[str | None, typer.Option(help="Of a model that is here in several; auto unless told.")] = None,
     data_dir: _DataDir = None,
     as_json: _Json = False,
 ) -> None:
@@ -54,31 +53,32 @@ def compile_model(
 
     Example: renderkiln models compile my-model --compute-unit cpu_and_ne
     """
+    from renderkiln.home.folder import DataFolder
+    from renderkiln.home.models import find_model
+    from renderkiln.home.settings import load
+
     from .system import COMPUTE_UNITS, on_macos
 
-    unit = compute_unit.casefold()
-    if unit != "auto" and unit not in COMPUTE_UNITS:
-        raise BadInputError(f"there is no compute unit {compute_unit!r}; there are auto, {', '.join(COMPUTE_UNITS)}")
+    unit = None if compute_unit is None else compute_unit.casefold()  # Apple's tools write them in capitals
+    settings = load(data_dir=data_dir, compute_unit=unit, variant=variant)
     if not on_macos():
         raise WorkerUnavailableError(
             "compiling needs macOS, whose Core ML does it. Elsewhere models run on the reference runtime, uncompiled."
         )
     say_what_is_missing("compiling", ("coremltools", "numpy"), "worker,coreml")
-    from renderkiln.home.folder import DataFolder
-    from renderkiln.home.models import find_model
-    from renderkiln.home.settings import load
-
-    from ...models.layout import variants
+    from ...models.choosing import Wishes, pick_form
     from .. import manifest as manifests
     from .cache import FOLDER
 
-    data = DataFolder(load(data_dir=data_dir).data_dir)
-    folder = _pick(name, variants(find_model(data, name)), variant)
-    manifest = manifests.load(folder)
-    chosen = _unit_for(manifest) if unit == "auto" else unit
+    data = DataFolder(settings.data_dir)
+    wishes = Wishes(engine="coreml", compute_unit=settings.compute_unit, variant=settings.variant)
+    form = pick_form(find_model(data, name), wishes)
+    if form is None or form.unit not in COMPUTE_UNITS:
+        raise BadInputError(f"there is nothing to compile for {settings.compute_unit}; Core ML has other units")
+    manifest = manifests.load(form.folder)
     rows = []
-    for stage, info, done in _compile_all(folder, manifest, chosen, data.ensure().root / FOLDER):
-        rows.append({"stage": stage, "package": info.file, "compute_unit": chosen, **done.model_dump()})
+    for stage, info, done in _compile_all(form.folder, manifest, form.unit, data.ensure().root / FOLDER):
+        rows.append({"stage": stage, "package": info.file, "compute_unit": form.unit, **done.model_dump()})
     if as_json:
         print(json.dumps(rows, indent=2))
     else:
@@ -148,24 +148,6 @@ def _cache(data_dir: Path | None) -> CompileCache:
     from .cache import FOLDER, CompileCache
 
     return CompileCache(load(data_dir=data_dir).data_dir / FOLDER)
-
-
-def _pick(name: str, found: Mapping[str, Path], variant: str | None) -> Path:
-    if not found:
-        raise BadInputError(f"model {name!r} holds no Core ML packages; `renderkiln convert {name}` makes them")
-    known = ", ".join(sorted(found))
-    if variant is None:
-        if len(found) > 1:
-            raise BadInputError(f"model {name!r} is here in several variants; say which with --variant: {known}")
-        return next(iter(found.values()))
-    if variant not in found:
-        raise BadInputError(f"model {name!r} has no variant {variant!r}; it has: {known}")
-    return found[variant]
-
-
-def _unit_for(manifest: Manifest) -> ComputeUnit:
-    """What the model's attention was made for."""
-    return "cpu_and_ne" if manifest.variant.startswith("split") else "cpu_and_gpu"
 
 
 def _compile_all(folder: Path, manifest: Manifest, unit: Any, cache: Path) -> Iterator[tuple[str, PackageInfo, Done]]:

@@ -11,6 +11,7 @@ Neither lets other Python threads run while Core ML is at work.
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -56,7 +57,12 @@ def compile_package(package: Path, target: Path) -> None:
     utils = coremltools().models.utils
     try:
         with _silent_output():
-            utils.compile_model(str(package), str(target))
+            made = utils.compile_model(str(package))
+        try:
+            shutil.move(made, target)
+        finally:
+            # It can be gigabytes, in the system's temporary folder, and nobody else removes it.
+            shutil.rmtree(made, ignore_errors=True)
     except Exception as error:  # coremltools raises Exception itself
         raise compile_failure(error, package.name, _newer_macos(package)) from error
 
