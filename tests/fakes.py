@@ -126,7 +126,7 @@ class FakeWorker:
         self.connection.xadd(names.EVENTS, {"event": event.model_dump_json()})
 
 
-def announce_worker(connection: redis.Redis, *models: str, name: str = "mini-1") -> WorkerInfo:
+def announce_worker(connection: redis.Redis, *models: str, name: str = "mini-1", **more: Any) -> WorkerInfo:
     """Puts up the sign that a live worker keeps up."""
     info = WorkerInfo(
         name=name,
@@ -138,6 +138,7 @@ def announce_worker(connection: redis.Redis, *models: str, name: str = "mini-1")
         store="/renders",
         state="idle",
         started_at=time.time(),
+        **more,
     )
     connection.set(names.worker(name), info.model_dump_json(), ex=60)
     connection.zadd(names.WORKERS, {name: time.time()})

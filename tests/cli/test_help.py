@@ -54,7 +54,18 @@ def test_without_a_command_the_help_is_shown(run: Run) -> None:
 @pytest.mark.parametrize("command", ["render", "submit"])
 def test_options_are_the_fields_of_spec_and_job_under_their_own_names(run: Run, command: str) -> None:
     help_text = run(command, "--help").out
-    for name in (set(RenderSpec.model_fields) | set(JobOptions.model_fields)) - {"prompt", "labels", "store"}:
+    elsewhere = {"prompt", "labels", "store", "controlnets"}
+    for name in (set(RenderSpec.model_fields) | set(JobOptions.model_fields)) - elsewhere:
         assert f"--{name.replace('_', '-')} " in help_text
-    for flag in ("--label ", "--out ", "--data-dir ", "--sweep ", "--wildcards ", "--again ", "--dry-run ", "--json "):
+    for flag in (
+        "--label ",
+        "--controlnet ",
+        "--out ",
+        "--data-dir ",
+        "--sweep ",
+        "--wildcards ",
+        "--again ",
+        "--dry-run ",
+        "--json ",
+    ):
         assert flag in help_text

@@ -9,44 +9,19 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from tests.fakes import FakeWorker, announce_worker, stored
+from tests.fakes import FakeWorker, stored
 
 from renderkiln.home.folder import DataFolder
 from renderkiln.home.pictures.encode import encode
 from renderkiln.home.pictures.metadata import describe
 from renderkiln.home.settings import Settings
 from renderkiln.producer import RenderQueue
-from renderkiln.producer.fleet import check_model, live_workers
 from renderkiln.producer.local_worker import LocalWorker
 from renderkiln.producer.overview import ledger_results, recent_batches
 from renderkiln.producer.results import read_states
 from renderkiln.producer.sheets import write_contact_sheets
 from renderkiln.schema import ImageResult, JobStatus, names
-from renderkiln.schema.errors import ModelNotFoundError, WorkerUnavailableError
-
-
-def test_live_workers_are_those_whose_sign_stands(queue: RenderQueue) -> None:
-    assert live_workers(queue.connection) == []
-    b = announce_worker(queue.connection, "shapes", name="b")
-    a = announce_worker(queue.connection, name="a")
-    queue.connection.set(names.worker("c"), '{"schema_version": 99}')  # a later version's
-    queue.connection.zadd(names.WORKERS, {"c": 1})
-    assert live_workers(queue.connection) == [a, b]
-    queue.connection.delete(names.worker("a"))
-    assert live_workers(queue.connection) == [b]
-
-
-def test_a_model_counts_where_a_live_worker_has_it_or_this_machine_would_render(
-    queue: RenderQueue, tmp_path: Path
-) -> None:
-    folder = DataFolder(tmp_path)
-    check_model(queue.connection, folder, "unheard-of", local=False)
-    with pytest.raises(ModelNotFoundError, match="not on this machine"):
-        check_model(queue.connection, folder, "unheard-of", local=True)
-    announce_worker(queue.connection, "unheard-of")
-    check_model(queue.connection, folder, "unheard-of", local=True)
-    with pytest.raises(ModelNotFoundError, match="They have: unheard-of"):
-        check_model(queue.connection, folder, "another", local=False)
+from renderkiln.schema.errors import WorkerUnavailableError
 
 
 def test_batches_are_listed_newest_first_and_as_many_as_asked(queue: RenderQueue) -> None:

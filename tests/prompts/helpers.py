@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from renderkiln.producer.prompts import ListOptions, Request, read, requests
+from renderkiln.producer.prompts import ListOptions, Request, ResolveImage, read, requests
 from renderkiln.schema.errors import PromptListError
 
 PICTURE = "sha256:" + "0" * 64
@@ -17,10 +17,10 @@ def no_images(path: str, folder: Path) -> str:
     raise AssertionError(f"no picture was asked for, but {path} in {folder} was looked up")
 
 
-def asked(*sources: str | Path, **options: Any) -> list[Request]:
+def asked(*sources: str | Path, resolve: ResolveImage = no_images, **options: Any) -> list[Request]:
     """All requests of some lists or prompts."""
     chosen = ListOptions(**options)
-    return list(requests([read(str(source), chosen) for source in sources], no_images))
+    return list(requests([read(str(source), chosen) for source in sources], resolve))
 
 
 def texts(*sources: str | Path, **options: Any) -> list[str]:

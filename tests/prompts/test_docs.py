@@ -10,7 +10,7 @@ import pytest
 from renderkiln.producer.prompts import SUFFIXES, parse_sweep
 from renderkiln.producer.prompts.fields import KNOWN
 
-from .helpers import asked, refused
+from .helpers import PICTURE, asked, refused
 
 PAGE = (Path(__file__).parents[2] / "docs" / "prompt-lists.md").read_text(encoding="utf-8")
 FENCES = re.findall(r"^```(\w+)(?: ([^\n]*))?\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE)
@@ -30,7 +30,7 @@ def test_examples(tmp_path: Path, form: str, said: str, text: str) -> None:
     path = tmp_path / f"list.{form}"
     path.write_text(text)
     promised = dict(part.split("=") for part in said.split())
-    found = asked(path)
+    found = asked(path, resolve=lambda picture, folder: PICTURE)
     assert len(found) == int(promised["jobs"])
     assert sum(request.options.num_images for request in found) == int(promised.get("images", len(found)))
 

@@ -1,8 +1,9 @@
-"""Who is there to render: the workers that are alive, and whether any of them has a model."""
+"""Who is there to render: the workers that are alive, and whether any of them can render what is asked for."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import redis
 from pydantic import ValidationError
@@ -10,8 +11,24 @@ from pydantic import ValidationError
 from renderkiln.home.folder import DataFolder
 from renderkiln.home.models import find_model
 from renderkiln.schema import names
-from renderkiln.schema.errors import ModelNotFoundError, did_you_mean
+from renderkiln.schema.errors import BadInputError, InvalidSpecError, ModelNotFoundError, did_you_mean
+from renderkiln.schema.spec import RenderSpec
 from renderkiln.schema.workers import WorkerInfo
+
+
+class Need(NamedTuple):
+    """What a spec needs a worker to have."""
+
+    model: str
+    #: Each once.
+    controlnets: tuple[str, ...] = ()
+    #: Pixels; None: the model's own.
+    width: int | None = None
+    height: int | None = None
+
+    @classmethod
+    def of(cls, spec: RenderSpec) -> Need:
+        return cls(spec.model, tuple(dict.fromkeys(net.model for net in spec.controlnets)), spec.width, spec.height)
 
 
 def live_workers(connection: redis.Redis) -> list[WorkerInfo]:
@@ -29,23 +46,103 @@ def live_workers(connection: redis.Redis) -> list[WorkerInfo]:
     return found
 
 
-def check_model(connection: redis.Redis, folder: DataFolder, model: str, *, local: bool) -> None:
-    """Refuses a model that nobody has, as far as can be known here.
+def can_render(worker: WorkerInfo, need: Need) -> bool:
+    """Whether a worker has the model, the ControlNets and the size."""
+    return need.model in worker.models and not _missing(worker, need) and _has_size(worker, need)
+
+
+def check_needs(workers: Sequence[WorkerInfo], folder: DataFolder, needs: Mapping[Need, str], *, local: bool) -> None:
+    """Refuses what nobody can render, as far as can be known here.
 
     Live workers know best. Where none is up, the models of this machine count if the worker will be on this machine
     (`local`); otherwise the job is queued for a worker to come.
 
+    Args:
+        needs: with the place where each is asked for, as the message is to begin; empty: with nothing.
+
     Raises:
-        ModelNotFoundError: with the nearest names.
+        ModelNotFoundError: nobody has the model or a ControlNet; with the nearest names.
+        InvalidSpecError: all who have them render other sizes only; with these.
     """
-    workers = live_workers(connection)
-    offered = sorted({name for worker in workers for name in worker.models})
-    if model in offered:
+    for need, place in needs.items():
+        try:
+            _check(workers, folder, need, local)
+        except BadInputError as error:
+            if not place:
+                raise
+            raise type(error)(f"{place}: {error}") from None
+
+
+def _check(workers: Sequence[WorkerInfo], folder: DataFolder, need: Need, local: bool) -> None:
+    having = [worker for worker in workers if need.model in worker.models]
+    if not having:
+        if local:
+            _check_here(folder, need)
+        elif workers:
+            offered = (name for worker in workers for name in worker.models)
+            raise ModelNotFoundError(f"model {need.model!r} is on none of {_nobody(len(workers), need.model, offered)}")
         return
-    if local:
-        find_model(folder, model)
-    elif workers:
-        raise ModelNotFoundError(
-            f"model {model!r} is on none of the {len(workers)} workers that are up.{did_you_mean(model, offered)} "
-            f"They have: {', '.join(offered) or 'none'}."
+    able = [worker for worker in having if not _missing(worker, need)]
+    if not able:
+        _check_controlnets(having, need)
+    elif not any(_has_size(worker, need) for worker in able):
+        sizes = sorted({size for worker in able for size in worker.sizes[need.model]})
+        there = ", ".join(f"{width} × {height}" for width, height in sizes)
+        raise InvalidSpecError(
+            f"{_wanted(need)}: no worker that is up renders {need.model!r} in this size. There are: {there}."
         )
+
+
+def _check_here(folder: DataFolder, need: Need) -> None:
+    path = find_model(folder, need.model)
+    # A converted model brings its own ControlNets. Which, its worker will say.
+    if any(path.glob("manifest.json")) or any(path.glob("*/manifest.json")):
+        return
+    for name in need.controlnets:
+        if not (folder.models / name / "config.json").is_file():
+            known = [each.parent.relative_to(folder.models).as_posix() for each in folder.models.glob("*/config.json")]
+            raise ModelNotFoundError(
+                f"ControlNet {name!r} is not on this machine.{did_you_mean(name, known)} "
+                f"Put its folder, in diffusers' layout, into {folder.models / name}."
+            )
+
+
+def _check_controlnets(having: Sequence[WorkerInfo], need: Need) -> None:
+    for name in need.controlnets:
+        if all(name in _missing(worker, need) for worker in having):
+            offered = (each for worker in having for each in worker.controlnets[need.model])
+            raise ModelNotFoundError(
+                f"ControlNet {name!r} is on none of {_nobody(len(having), name, offered, f' with {need.model!r}')}"
+            )
+    raise ModelNotFoundError(
+        f"none of the {len(having)} workers that have {need.model!r} has all of {', '.join(need.controlnets)}."
+    )
+
+
+def _nobody(count: int, name: str, offered: Iterable[str], which: str = "") -> str:
+    known = sorted(set(offered))
+    return (
+        f"the {count} workers{which} that are up.{did_you_mean(name, known)} They have: {', '.join(known) or 'none'}."
+    )
+
+
+def _missing(worker: WorkerInfo, need: Need) -> list[str]:
+    """The ControlNets that the worker is known not to have for the model."""
+    there = worker.controlnets.get(need.model)
+    if there is None:
+        return []
+    return [name for name in need.controlnets if name not in there and name.replace("/", "_") not in there]
+
+
+def _has_size(worker: WorkerInfo, need: Need) -> bool:
+    sizes = worker.sizes.get(need.model)
+    if not sizes or (need.width is None and need.height is None):
+        return True
+    own_width, own_height = sizes[0]
+    return (need.width or own_width, need.height or own_height) in sizes
+
+
+def _wanted(need: Need) -> str:
+    if need.width and need.height:
+        return f"{need.width} × {need.height}"
+    return f"width {need.width}" if need.width else f"height {need.height}"

@@ -27,8 +27,8 @@ from renderkiln.schema.spec import MAX_SEED, RenderSpec
 
 from . import cancel as canceling
 from .enqueue import Tally, enqueue, requeue
-from .fleet import check_model
-from .inputs import IMAGE_FIELDS, InputCarrier
+from .fleet import Need, check_needs, live_workers
+from .inputs import PICTURE_FIELDS, InputCarrier
 from .results import job_ids_of, read_batch, read_states
 from .stores import store_for_jobs
 from .waiting import as_completed, final_result
@@ -111,15 +111,16 @@ class RenderQueue:
     def submit(self, *, again: bool = False, **fields: Any) -> SubmittedJob:
         """Queues one job; `fields` are those of `RenderSpec` and `JobOptions`.
 
-        `init_image` and `mask_image` may be paths or bytes; a relative `store` begins at the working folder. Without a
-        `seed`, a random one is drawn. The same job handed in twice is one job, at the more urgent of the two
-        priorities; `again=True` renders it anew.
+        `init_image`, `mask_image` and the `image` of each of the `controlnets` (mappings, or `ControlNet`s) may be
+        paths, bytes of files or PIL images; a relative `store` begins at the working folder. Without a `seed`, a random
+        one is drawn. The same job handed in twice is one job, at the more urgent of the two priorities; `again=True`
+        renders it anew.
 
         Raises:
             InvalidSpecError, ImageInputError, ModelNotFoundError: and nothing was queued.
         """
         spec, options = self._request(fields)
-        self.check([spec.model])
+        self.check({Need.of(spec): ""})
         nonce = secrets.token_hex(4) if again else ""
         job = make_job(spec, options, batch="single", index=0, again=nonce)
         job = job.model_copy(update={"batch": f"{batch_name(spec.prompt)}-{job.id[:8]}"})
@@ -149,14 +150,13 @@ class RenderQueue:
         return enqueue(self.connection, self._sending_inputs(jobs), batch, name)
 
     @answering()
-    def check(self, models: Iterable[str]) -> None:
-        """Raises ModelNotFoundError where one of the models is known to be nowhere."""
-        for model in models:
-            check_model(self.connection, self.folder, model, local=self._local)
+    def check(self, needs: Mapping[Need, str]) -> None:
+        """Refuses what is known to be rendered by nobody; `needs` and errors as those of `fleet.check_needs`."""
+        check_needs(live_workers(self.connection), self.folder, needs, local=self._local)
 
     @property
     def inputs(self) -> InputCarrier:
-        """Where init images and masks are added before their jobs."""
+        """Where pictures are added before the jobs that start from them."""
         return self._inputs
 
     # Looking.
@@ -241,7 +241,7 @@ class RenderQueue:
         given.setdefault("model", self.settings.model)
         if given.get("seed") is None:
             given["seed"] = secrets.randbelow(MAX_SEED + 1)
-        if any(name in given for name in IMAGE_FIELDS):
+        if any(name in given for name in PICTURE_FIELDS):
             self._inputs.resolve(given)
         if "store" in given:
             given["store"] = store_for_jobs(given["store"])
@@ -249,13 +249,14 @@ class RenderQueue:
 
     def _jobs(self, requests: Iterable[Mapping[str, Any]], batch: str, again: str) -> Iterator[Job]:
         index = 0
-        checked: set[str] = set()
+        checked: set[Need] = set()
         for number, fields in enumerate(requests, start=1):
             try:
                 spec, options = self._request(fields)
-                if spec.model not in checked:
-                    self.check([spec.model])
-                    checked.add(spec.model)
+                need = Need.of(spec)
+                if need not in checked:
+                    self.check({need: ""})
+                    checked.add(need)
             except BadInputError as error:
                 raise type(error)(f"request {number}: {error}") from None
             yield make_job(spec, options, batch=batch, index=index, again=again)

@@ -116,7 +116,7 @@ class UnsupportedModelError(BadInputError):
 
 
 class ImageInputError(BadInputError):
-    """Raised when an init image or a mask is missing, too large, or not a picture."""
+    """Raised when a picture that a job starts from is missing, too large, or not a picture."""
 
     kind = "image_input"
 

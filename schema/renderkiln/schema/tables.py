@@ -1,4 +1,4 @@
-"""The ledger's tables: batches, jobs, attempts, images and workers, with what each took.
+"""The ledger's tables: batches, jobs, attempts, images and workers, with what each took; and what suits this machine.
 
 Times are UTC, stored without an offset. Digests and ids are hex text. A job's row is written by the worker that takes
 the job, an image's row after its file is in the store; `(job_id, k)` being unique is what makes a recorded effect
@@ -35,6 +35,19 @@ class WorkerRow(Base):
     ended_at: Mapped[datetime | None]
     #: engine, device, dtype, versions
     about: Mapped[dict[str, Any]]
+
+
+class TuningRow(Base):
+    """The form in which a converted model was measured to be rendered best on this machine."""
+
+    __tablename__ = "tunings"
+
+    model: Mapped[str] = mapped_column(String(200), primary_key=True)
+    variant: Mapped[str] = mapped_column(String(40))
+    compute_unit: Mapped[str] = mapped_column(String(40))
+    #: What was measured of each form.
+    measured: Mapped[dict[str, Any]]
+    measured_at: Mapped[datetime]
 
 
 class JobRow(Base):

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from .spec import Frozen, ModelName
+
+#: Width and height in pixels.
+Size = tuple[Annotated[int, Field(gt=0)], Annotated[int, Field(gt=0)]]
 
 
 class WorkerInfo(Frozen):
@@ -15,6 +20,11 @@ class WorkerInfo(Frozen):
     host: str
     pid: int
     models: tuple[ModelName, ...]
+    #: The sizes of each model that exists in fixed ones only, its own first. Models that are not in it render any size.
+    sizes: dict[ModelName, tuple[Size, ...]] = Field(default_factory=dict)
+    #: The ControlNets that a model can be rendered with; of models that are not in it, that is not said. A converted
+    #: model knows its ControlNets by the names of their files, where `owner/name` is `owner_name`.
+    controlnets: dict[ModelName, tuple[ModelName, ...]] = Field(default_factory=dict)
     engine: str
     device: str
     store: str

@@ -18,7 +18,7 @@ from typing import Any
 
 from renderkiln.schema.errors import InvalidSpecError
 from renderkiln.schema.schedulers import canonical_name
-from renderkiln.schema.spec import RenderSpec, parse_spec
+from renderkiln.schema.spec import ControlNet, RenderSpec, parse_spec
 
 #: Characters of foreign text that are looked at; two prompts of the longest kind are far below.
 MAX_TEXT = 1_000_000
@@ -36,6 +36,14 @@ _TEXTS = {
     "Model revision": "revision",
     "Init image": "init_image",
     "Mask image": "mask_image",
+}
+#: What a ControlNet's own setting, a text inside the text, says of it; named as AUTOMATIC1111's extension does.
+_CONTROLNET = {
+    "Model": "model",
+    "Image": "image",
+    "Weight": "conditioning_scale",
+    "Guidance Start": "guidance_start",
+    "Guidance End": "guidance_end",
 }
 #: Samplers that AUTOMATIC1111 runs with Karras sigmas when the schedule is left on "Automatic".
 _KARRAS_BY_DEFAULT = {"dpm++ 2m", "dpm++ sde", "dpm++ 2s a", "dpm2", "dpm2 a"}
@@ -69,6 +77,8 @@ def parameters_text(spec: RenderSpec, size: tuple[int, int] | None = None) -> st
         values["Init image"] = spec.init_image
     if spec.mask_image is not None:
         values["Mask image"] = spec.mask_image
+    for number, net in enumerate(spec.controlnets):
+        values[f"ControlNet {number}"] = _controlnet_text(net)
     if spec.clip_skip is not None:
         # AUTOMATIC1111 names the layer that is used (1: the last); diffusers counts those left out.
         values["Clip skip"] = spec.clip_skip + 1
@@ -102,8 +112,12 @@ def parse_parameters_text(text: str) -> ParsedParameters:
             _take(fields, other, name, {name: "\n".join(said)}, "\n".join(said))
     for key, value in sorted(pairs.items(), key=lambda pair: pair[0] == "Denoising strength"):
         try:
-            found = _translate(key, value, pairs)
-        except (ValueError, InvalidSpecError):
+            found: dict[str, Any] | None
+            if key.startswith("ControlNet "):
+                found = {"controlnets": [*fields.get("controlnets", ()), _controlnet(value)]}
+            else:
+                found = _translate(key, value, pairs)
+        except (KeyError, ValueError, InvalidSpecError):
             found = {}
         if found is not None:
             _take(fields, other, key, found, value)
@@ -146,6 +160,18 @@ def _translate(key: str, value: str, pairs: Mapping[str, str]) -> dict[str, Any]
         # The two are checked together: few steps go with a high strength only.
         return {"init_image": value, "strength": float(pairs["Denoising strength"])}
     return {_TEXTS[key]: value} if key in _TEXTS else {}
+
+
+def _controlnet_text(net: ControlNet) -> str:
+    values = {key: getattr(net, name) for key, name in _CONTROLNET.items()}
+    return ", ".join(f"{key}: {_number(value) if isinstance(value, float) else value}" for key, value in values.items())
+
+
+def _controlnet(text: str) -> dict[str, Any]:
+    """A ControlNet's fields. KeyError: something is not ours, such as a preprocessor; ValueError: a value is wrong."""
+    pairs = (pair.partition(":") for pair in text.split(","))
+    fields = {_CONTROLNET[key.strip()]: value.strip() for key, _, value in pairs}
+    return ControlNet.model_validate(fields).model_dump()
 
 
 def _scheduler(sampler: str, schedule: str) -> str:

@@ -1,4 +1,4 @@
-"""Init images and masks: checked when handed in, and again by the worker that gets them through Redis.
+"""Pictures that jobs start from: checked when handed in, and again by the worker that gets them through Redis.
 
 Limits come first, on what costs nothing to look at: bytes before the file is read, pixels before they are
 decoded. Then all is decoded once, so that a truncated picture is refused at submit and not in the night.
@@ -7,6 +7,7 @@ decoded. Then all is decoded once, so that a truncated picture is refused at sub
 from __future__ import annotations
 
 import hashlib
+import io
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -39,7 +40,7 @@ class InputImage:
 
 
 def check_input_image(path: str | Path) -> InputImage:
-    """Reads and checks an init image or a mask: a regular file of at most 32 MB and 64 megapixels.
+    """Reads and checks a picture that a job starts from: a regular file of at most 32 MB and 64 megapixels.
 
     Raises:
         ImageInputError: it cannot be used; the message names the file, what is wrong, and the limit.
@@ -60,6 +61,28 @@ def check_input_bytes(data: bytes, name: str) -> InputImage:
             width, height = height, width
         file_format = "JPEG" if picture.format == "MPO" else str(picture.format)
     return InputImage(f"sha256:{hashlib.sha256(data).hexdigest()}", data, width, height, file_format)
+
+
+def picture_bytes(picture: Image.Image) -> bytes:
+    """A PIL image as the bytes of a PNG; equal pixels give equal bytes. It is turned as its file would be.
+
+    Raises:
+        ImageInputError: its pixels are of a kind that no PNG holds (floats), or its file is damaged.
+    """
+    with quiet():
+        try:
+            turned = _transposed(picture)
+            turned = turned.convert("RGB") if turned.mode in ("CMYK", "YCbCr", "HSV", "LAB", "RGBX") else turned
+            # Only what decides the pixels: no comments, no colour profile, no resolution.
+            kept = {"transparency": turned.info["transparency"]} if "transparency" in turned.info else {}
+            turned = turned.copy()
+            turned.info = {}
+            file = io.BytesIO()
+            turned.save(file, "PNG", **kept)
+        except Exception as error:  # whatever a decoder makes of a file that was only opened yet
+            said = str(error) or type(error).__name__
+            raise ImageInputError(f"the picture (PIL, mode {picture.mode}) cannot be sent as a PNG: {said}") from None
+    return file.getvalue()
 
 
 def decode_input(data: bytes, name: str, mode: Literal["RGB", "L"] = "RGB") -> Image.Image:

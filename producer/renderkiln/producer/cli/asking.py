@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .options import PROMPTS_HELP, AsJson, DataDir, Out, RequestOptions, with_request
-from .wording import count
+from .wording import count, in_words
 
 if TYPE_CHECKING:
     from .preparing import Prepared
@@ -62,7 +62,7 @@ def submit(
     from renderkiln.producer.queue import RenderQueue
 
     queue = RenderQueue(settings=settings, inputs=carrier)
-    queue.check(prepared.models)
+    queue.check(prepared.needs)
     tally = queue.enqueue(prepared.jobs(), batch=prepared.batch, name=prepared.name)
     if as_json:
         print(
@@ -101,7 +101,7 @@ def print_plan(prepared: Prepared, as_json: bool) -> None:
         shown = spec.model_dump(mode="json", exclude_defaults=True, exclude={"prompt"}) | {"seed": spec.seed}
         if job.num_images > 1:
             shown["num_images"] = job.num_images
-        settings = " ".join(f"{name}={value}" for name, value in shown.items())
+        settings = " ".join(f"{name}={in_words(value)}" for name, value in shown.items())
         print(f"{job.index:>6}  {spec.prompt}  [{settings}]")
     print(f"{count(prepared.num_jobs, 'job')}, {count(prepared.num_images, 'image')}; nothing was queued")
 

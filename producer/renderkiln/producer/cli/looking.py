@@ -12,7 +12,7 @@ import typer
 from renderkiln.schema.errors import EXIT_FAILED, NotFoundError
 
 from .options import AsJson, DataDir
-from .wording import count
+from .wording import count, in_words
 
 
 def add_commands(app: typer.Typer) -> None:
@@ -201,8 +201,8 @@ def show(
         print(f"{'note':>20}  {shown.note}")
     if shown.spec is not None:
         for name, value in shown.spec.model_dump(mode="json").items():
-            if value not in (None, ""):
-                print(f"{name:>20}  {value}")
+            if value not in (None, "", []):
+                print(f"{name:>20}  {in_words(value)}")
         print(f"{'digest':>20}  {shown.spec.digest}")
     else:
         print(shown.parameters)

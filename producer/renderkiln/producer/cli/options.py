@@ -14,6 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
+from renderkiln.producer.controlnets import FORM, parse_controlnet
 from renderkiln.schema.errors import InvalidSpecError
 from renderkiln.schema.jobs import JobOptions
 from renderkiln.schema.spec import RenderSpec
@@ -97,6 +98,15 @@ def _field_parameters() -> list[inspect.Parameter]:
                 text += f" [default: {field.default}]" if field.default != "" else ""
             option = typer.Option(*names, help=text, show_default=False, rich_help_panel=_SPEC_PANEL)
             found.append(_parameter(name, kind | None, option, None))
+    controlnet = typer.Option(
+        "--controlnet",
+        metavar=FORM,
+        help="A ControlNet, its picture, how closely to follow it (1), and between which shares of the steps (0, 1); "
+        "repeatable.",
+        show_default=False,
+        rich_help_panel=_SPEC_PANEL,
+    )
+    found.append(_parameter("controlnet", list[str] | None, controlnet, None))
     label = typer.Option("--label", help="NAME=VALUE kept with the jobs (repeatable).", rich_help_panel=_SPEC_PANEL)
     found.append(_parameter("label", list[str] | None, label, None))
     return found
@@ -132,7 +142,7 @@ def _parameter(name: str, kind: Any, option: Any, default: Any) -> inspect.Param
 
 
 def _collect(values: dict[str, Any]) -> RequestOptions:
-    own = ("sweep", "wildcards", "combinations", "literal", "list_format", "again", "label")
+    own = ("sweep", "wildcards", "combinations", "literal", "list_format", "again", "label", "controlnet")
     rest = {name: values.pop(name) for name in own}
     fields = {name: value for name, value in values.items() if value is not None}
     random_seeds = str(fields.get("seed", "")).casefold() == "random"
@@ -142,6 +152,8 @@ def _collect(values: dict[str, Any]) -> RequestOptions:
         fields["seed"] = _seed(fields["seed"])
     if rest["label"]:
         fields["labels"] = dict(_label(text) for text in rest["label"])
+    if rest["controlnet"]:
+        fields["controlnets"] = [parse_controlnet(text) for text in rest["controlnet"]]
     return RequestOptions(
         fields=fields,
         random_seeds=random_seeds,

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from renderkiln.home.settings import Settings
+from renderkiln.producer.fleet import Need
 from renderkiln.producer.inputs import InputCarrier
 from renderkiln.schema.errors import BadInputError, InvalidSpecError
-from renderkiln.schema.jobs import Job, JobOptions, make_job, parse_request
-from renderkiln.schema.spec import RenderSpec
+from renderkiln.schema.jobs import Job, make_job, parse_request
 
 from .options import RequestOptions
+
+if TYPE_CHECKING:
+    from renderkiln.producer.prompts import Request
 
 
 @dataclass(frozen=True)
@@ -26,10 +29,16 @@ class Prepared:
     name: str
     num_jobs: int
     num_images: int
-    models: tuple[str, ...]
+    #: What its jobs need, with the place in a list where each is asked for first; empty for a prompt by itself.
+    needs: Mapping[Need, str]
     jobs: Callable[[], Iterator[Job]]
     #: What a person should know of the picture that was gone by; empty: its settings are exact.
     remark: str = ""
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """The models of its jobs, each once."""
+        return tuple(dict.fromkeys(need.model for need in self.needs))
 
 
 def prepare(
@@ -58,19 +67,26 @@ def prepare(
         raise BadInputError("nothing to render: give a prompt, a list, or '-' for standard input.")
     nonce = secrets.token_hex(4) if request.again else ""
     name, requests = _requests(sources, request, fields, carrier, like)
-    digest, num_jobs, num_images, models = hashlib.sha256(), 0, 0, dict[str, None]()
-    for job in _jobs(requests(), "check", nonce):
+    digest, num_jobs, num_images = hashlib.sha256(), 0, 0
+    needs: dict[Need, str] = {}
+    for job in _jobs(_noting(requests(), needs), "check", nonce):
         digest.update(job.id.encode())
         num_jobs += 1
         num_images += job.num_images
-        models[job.spec.model] = None
     if not num_jobs:
         raise BadInputError(f"{', '.join(sources)}: no prompts in it.")
     batch = f"{name}-{digest.hexdigest()[:8]}"
-    return Prepared(batch, name, num_jobs, num_images, tuple(models), lambda: _jobs(requests(), batch, nonce), remark)
+    return Prepared(batch, name, num_jobs, num_images, needs, lambda: _jobs(requests(), batch, nonce), remark)
 
 
-_Pairs = Iterable[tuple[RenderSpec, JobOptions]]
+def _noting(requests: Iterable[Request], needs: dict[Need, str]) -> Iterator[Request]:
+    """Passes requests on, and notes what each needs, and where it stands if that is in a list."""
+    from renderkiln.producer.prompts import PROMPT
+
+    for request in requests:
+        where = request.where
+        needs.setdefault(Need.of(request.spec), "" if where.source == PROMPT else str(where))
+        yield request
 
 
 def _requests(
@@ -79,15 +95,15 @@ def _requests(
     fields: dict[str, Any],
     carrier: InputCarrier,
     like: Path | None,
-) -> tuple[str, Callable[[], _Pairs]]:
+) -> tuple[str, Callable[[], Iterable[Request]]]:
     from renderkiln.home.pictures.naming import batch_name
     from renderkiln.producer import prompts
 
     if like is not None and not sources:
         carrier.resolve(fields)
         _one_seed_only(request, like)
-        pair = parse_request(fields)
-        return batch_name(pair[0].prompt), lambda: [pair]
+        one = prompts.Request(*parse_request(fields), prompts.Where(prompts.PROMPT))
+        return batch_name(one.spec.prompt), lambda: [one]
     options = prompts.ListOptions(
         defaults={name: value for name, value in fields.items() if name != "prompt"},
         sweeps=tuple(prompts.parse_sweep(text) for text in request.sweeps),
@@ -99,14 +115,13 @@ def _requests(
     )
     lists = [prompts.read(source, options) for source in sources]
 
-    def pairs() -> Iterator[tuple[RenderSpec, JobOptions]]:
-        for found in prompts.requests(lists, carrier.add):
-            for reference in (found.spec.init_image, found.spec.mask_image):
-                if reference is not None:
-                    carrier.add(reference)  # a list may name a picture by its digest: it has to be here
-            yield found.spec, found.options
+    def found() -> Iterator[Request]:
+        for each in prompts.requests(lists, carrier.add):
+            for reference in each.spec.pictures:
+                carrier.add(reference)  # a list may name a picture by its digest: it has to be here
+            yield each
 
-    return lists[0].name, pairs
+    return lists[0].name, found
 
 
 def _one_seed_only(request: RequestOptions, like: Path) -> None:
@@ -130,8 +145,8 @@ def _settings_of(like: Path) -> tuple[dict[str, Any], str]:
     return fields, f"{like}: {remark}{left_out}"
 
 
-def _jobs(pairs: _Pairs, batch: str, again: str) -> Iterator[Job]:
+def _jobs(requests: Iterable[Request], batch: str, again: str) -> Iterator[Job]:
     index = 0
-    for spec, options in pairs:
-        yield make_job(spec, options, batch=batch, index=index, again=again)
-        index += options.num_images
+    for each in requests:
+        yield make_job(each.spec, each.options, batch=batch, index=index, again=again)
+        index += each.options.num_images

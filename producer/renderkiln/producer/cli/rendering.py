@@ -87,7 +87,7 @@ def render(
     queue = RenderQueue(settings=settings, inputs=carrier)
     if queue.server is not None and queue.server.started:
         say(console, f"started the {queue.server.where} (stop it with `renderkiln server stop`)")
-    queue.check(prepared.models)
+    queue.check(prepared.needs)
     tally = queue.enqueue(prepared.jobs(), batch=prepared.batch, name=prepared.name)
     say(console, _queued(prepared, tally))
     worker = LocalWorker(settings, store, prepared.models[0])
@@ -147,14 +147,14 @@ class _Run:
         self._worker.ensure_running()
 
     def _somebody_else_renders(self) -> bool:
-        from renderkiln.producer.fleet import live_workers
+        from renderkiln.producer.fleet import can_render, live_workers
         from renderkiln.producer.patience import AWAY
 
         try:
             workers = live_workers(self._queue.connection)
         except AWAY:
             return True  # that cannot be known now; the next view will tell that Redis is away
-        return any(set(self._prepared.models) <= set(worker.models) for worker in workers)
+        return any(all(can_render(worker, need) for need in self._prepared.needs) for worker in workers)
 
     def _interrupt(self, signum: int, frame: Any) -> None:
         self._interrupts += 1

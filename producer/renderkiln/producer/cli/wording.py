@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from renderkiln.producer.controlnets import controlnet_text
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -16,6 +18,11 @@ def say(console: Console, text: str) -> None:
 def count(number: int, thing: str) -> str:
     """`1 image`, `2,000 images`."""
     return f"{number:,} {thing}{'' if number == 1 else 's'}"
+
+
+def in_words(value: Any) -> str:
+    """The value of a field of a spec; ControlNets as --controlnet takes them."""
+    return "; ".join(controlnet_text(each) for each in value) if isinstance(value, (list, tuple)) else str(value)
 
 
 def duration(seconds: float) -> str:

@@ -8,7 +8,7 @@ What a list may hold is told in docs/prompt-lists.md.
 """
 
 from .formats import READERS, SUFFIXES, is_list
-from .lists import PromptList, read
+from .lists import PROMPT, PromptList, read
 from .model import MAX_JOBS_PER_PROMPT, Item, ListOptions, Request, Where
 from .requesting import ResolveImage, requests
 from .sweeps import Sweep, parse_sweep
@@ -19,6 +19,7 @@ FORMATS = tuple(READERS)
 __all__ = [
     "FORMATS",
     "MAX_JOBS_PER_PROMPT",
+    "PROMPT",
     "SUFFIXES",
     "Item",
     "ListOptions",

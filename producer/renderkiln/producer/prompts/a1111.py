@@ -18,7 +18,12 @@ from renderkiln.schema.errors import InvalidSpecError, did_you_mean
 from .fields import KNOWN, PROMPT_FIELDS, check, check_text, shorten
 from .model import Row, Where
 
-_ALIASES = {"steps": "num_inference_steps", "cfg_scale": "guidance_scale", "sampler_name": "scheduler"}
+_ALIASES = {
+    "steps": "num_inference_steps",
+    "cfg_scale": "guidance_scale",
+    "sampler_name": "scheduler",
+    "controlnet": "controlnets",
+}
 _COUNTS = ("batch_size", "n_iter")
 #: Flags that may be off; on, they ask for what is not done here.
 _FLAGS = {
@@ -64,7 +69,7 @@ def parse_line(text: str, start: Where) -> Row:
         field = _ALIASES.get(name, name)
         if field not in KNOWN and name not in (*_COUNTS, *_FLAGS, *_IGNORED):
             raise place.error(_refusal(option, name))
-        if name in seen or field in fields:
+        if field != "controlnets" and (name in seen or field in fields):
             raise place.error(f"{option} is given twice")
         seen.add(name)
         at += 1
@@ -81,6 +86,9 @@ def parse_line(text: str, start: Where) -> Row:
                 counts[name] = check("num_images", value)
             elif name in _FLAGS:
                 _must_be_off(option, name, value)
+            elif field == "controlnets":
+                fields[field] = check(field, [*fields.get(field, ()), *check(field, value)])
+                places.setdefault(field, place)
             elif field in KNOWN and not (field == "seed" and value.strip() == "-1"):
                 fields[field] = (check_text if field in PROMPT_FIELDS else check)(field, value)
                 places[field] = place

@@ -7,16 +7,20 @@ together is checked by the schema afterwards.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from renderkiln.schema import JobOptions, RenderSpec, parse_request
+from renderkiln.producer.controlnets import FORM, parse_controlnet, parse_controlnets
+from renderkiln.schema import JobOptions, RenderSpec, parse_request, parse_spec
 from renderkiln.schema.errors import InvalidSpecError, did_you_mean
 
 #: Paths until they are resolved, so the schema cannot check them yet.
-IMAGE_FIELDS = ("init_image", "mask_image")
+_PATHS = ("init_image", "mask_image")
+#: Stands for a ControlNet's picture while all else is checked.
+_SOME_PICTURE = "sha256:" + "0" * 64
 #: Fields in which alternatives and wildcards are taken for what they are.
 PROMPT_FIELDS = ("prompt", "negative_prompt")
 KNOWN = {**RenderSpec.model_fields, **JobOptions.model_fields}
@@ -35,10 +39,22 @@ FOREIGN = {
     "checkpoint": "model",
     "init_images": "init_image",
     "mask": "mask_image",
+    "controlnet": "controlnets",
+    "controlnet_units": "controlnets",
     "batch_size": "num_images",
     "batch_count": "num_images",
     "n_iter": "num_images",
 }
+
+
+class GivenControlNet(NamedTuple):
+    """A `ControlNet` whose picture is still a path. Hashable, so that it can be swept; a list in JSON."""
+
+    model: str
+    image: str
+    conditioning_scale: float
+    guidance_start: float
+    guidance_end: float
 
 
 def unknown(name: str) -> InvalidSpecError:
@@ -57,10 +73,10 @@ def check(name: str, value: Any) -> Any:
     """
     if name not in KNOWN:
         raise unknown(name)
-    if name in IMAGE_FIELDS:
-        if value is None or (isinstance(value, str) and value.strip() and "\0" not in value):
-            return value
-        raise InvalidSpecError(f"{name}: expected the path of a picture, not {shorten(value)}")
+    if name in _PATHS:
+        return None if value is None else _path(name, value)
+    if name == "controlnets":
+        return _controlnets(value)
     try:
         return _adapter(name).validate_python(value)
     except ValidationError:
@@ -79,6 +95,32 @@ def check_text(name: str, value: Any) -> str:
             return value
     text: str = check(name, value)
     return text
+
+
+def _path(name: str, value: Any) -> str:
+    if isinstance(value, str) and value.strip() and "\0" not in value:
+        return value
+    raise InvalidSpecError(f"{name}: expected the path of a picture, not {shorten(value)}")
+
+
+def _controlnets(value: Any) -> tuple[GivenControlNet, ...]:
+    """From a list of mappings and of texts like `canny=edges.png:0.8`, or one text with semicolons between them."""
+    given = parse_controlnets(value) if isinstance(value, str) else value
+    if not isinstance(given, (list, tuple)):
+        raise InvalidSpecError(f"controlnets: expected a list, or {FORM}, not {shorten(value)}")
+    entries: list[Any] = []
+    paths: list[str] = []
+    for number, entry in enumerate(given):
+        if isinstance(entry, GivenControlNet):
+            entry = entry._asdict()
+        elif isinstance(entry, str):
+            entry = parse_controlnet(entry)
+        if isinstance(entry, Mapping) and "image" in entry:
+            paths.append(_path(f"controlnets.{number}.image", entry["image"]))
+            entry = {**entry, "image": _SOME_PICTURE}
+        entries.append(entry)
+    nets = parse_spec({"prompt": "", "controlnets": entries}).controlnets
+    return tuple(GivenControlNet(**net.model_dump() | {"image": path}) for net, path in zip(nets, paths, strict=True))
 
 
 def shorten(value: Any) -> str:

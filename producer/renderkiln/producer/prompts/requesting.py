@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from pydantic import ValidationError
 
+from renderkiln.producer.inputs import PICTURE_FIELDS, with_references
 from renderkiln.producer.stores import store_for_jobs
 from renderkiln.schema import JobOptions, RenderSpec, parse_request
 from renderkiln.schema.errors import BadInputError, InvalidSpecError
 
 from .expand import Seen
-from .fields import IMAGE_FIELDS
 from .lists import PromptList
 from .model import Item, Request, Where
 
@@ -43,19 +44,24 @@ def requests(lists: Iterable[PromptList], resolve_image: ResolveImage) -> Iterat
 
 def _resolved(item: Item, resolve_image: ResolveImage) -> dict[str, Any]:
     """The fields with the paths that begin at the list's folder (or the working one, for flags) made good."""
-    if not any(name in item.fields for name in (*IMAGE_FIELDS, "store")):
+    names = [name for name in (*PICTURE_FIELDS, "store") if item.fields.get(name)]
+    if not names:
         return item.fields
     fields = dict(item.fields)
-    for name in (*IMAGE_FIELDS, "store"):
-        path = fields.get(name)
-        if path is None or path.startswith("sha256:"):
-            continue
+    if "controlnets" in names:
+        fields["controlnets"] = [net._asdict() for net in fields["controlnets"]]
+    for name in names:
         folder = Path() if name in item.outside else item.folder
+        find = partial(_found, store_for_jobs if name == "store" else resolve_image, folder)
         try:
-            fields[name] = (store_for_jobs if name == "store" else resolve_image)(path, folder)
+            fields[name] = find(fields[name]) if name == "store" else with_references(name, fields[name], find)
         except BadInputError as error:
             raise item.place(name).error(f"{name}: {error}") from error
     return fields
+
+
+def _found(resolve: ResolveImage, folder: Path, path: str) -> str:
+    return path if path.startswith("sha256:") else resolve(path, folder)
 
 
 def _culprit(item: Item, fields: dict[str, Any]) -> Where:

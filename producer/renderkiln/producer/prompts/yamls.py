@@ -131,6 +131,8 @@ class _Reader:
                 for label, _ in self._keys(labels):
                     labels[label] = self._text_of(self._next(), f"label {label!r}")
                 value: Any = labels
+            elif name == "controlnets" and isinstance(inner, y.SequenceStartEvent):
+                value = list(self._controlnets())
             else:
                 value = self._text_of(inner, name)
             try:
@@ -141,6 +143,20 @@ class _Reader:
         if event.anchor is not None:
             self._anchors[event.anchor] = fields
         return fields
+
+    def _controlnets(self) -> Iterator[Any]:
+        """The entries of a list of ControlNets: texts, and mappings of texts."""
+        y = self._yaml
+        while not isinstance(event := self._next(), y.SequenceEndEvent):
+            if isinstance(event, y.MappingStartEvent):
+                if event.anchor is not None:
+                    raise self._at(event).error("a ControlNet cannot be anchored; put what is shared under 'defaults:'")
+                entry: dict[str, Any] = {}
+                for name, _ in self._keys(entry):
+                    entry[name] = self._text_of(self._next(), f"controlnets: {name}")
+                yield entry
+            else:
+                yield self._text_of(event, "an entry of controlnets")
 
     def _keys(self, so_far: dict[str, Any]) -> Iterator[tuple[str, Where]]:
         y = self._yaml

@@ -209,8 +209,7 @@ class _Service:
 
     def _inputs(self, job: Job) -> Mapping[str, bytes]:
         found = {}
-        for reference in {job.spec.init_image, job.spec.mask_image} - {None}:
-            assert reference is not None
+        for reference in job.spec.pictures:
             try:
                 data = self._redis.get(names.blob(reference.removeprefix("sha256:")))
             except redis.RedisError as error:
