@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 import typer
+from tests.cli.test_base_install import HIDING
 from typer.testing import CliRunner
 
 from renderkiln.home.folder import DataFolder
@@ -191,6 +193,15 @@ def test_cache_list(data: DataFolder) -> None:
     header, first, second = run("cache", "list").stdout.splitlines()
     assert header.split()[:2] == ["unit", "system"]
     assert (first.split()[-1], second.split()[-1]) == ("b.mlpackage", "a.mlpackage")
+
+
+def test_the_cache_is_seen_with_the_base_install_alone(data: DataFolder) -> None:
+    name = cached(data, "a")
+    listed = subprocess.run(
+        [sys.executable, "-c", HIDING, "models", "cache", "list", "--json"], capture_output=True, text=True, timeout=60
+    )
+    assert (listed.returncode, listed.stderr) == (0, "")
+    assert [row["name"] for row in json.loads(listed.stdout)] == [name]
 
 
 def test_cache_clean(data: DataFolder) -> None:

@@ -20,6 +20,7 @@ from .convert.apple import AppleCommand
 from .convert.cli import convert
 from .convert.compress.cli import add_commands as add_compress_commands
 from .needs import RENDERING, say_what_is_missing
+from .runtimes.apple.cli import add_commands as add_compile_commands
 
 
 def add_commands(app: typer.Typer) -> None:
@@ -29,6 +30,7 @@ def add_commands(app: typer.Typer) -> None:
     add_compress_commands(app)
     models = typer.Typer(help="The models of this machine.", no_args_is_help=True)
     models.command("list")(list_models)
+    add_compile_commands(models)
     app.add_typer(models, name="models")
 
 

@@ -31,7 +31,8 @@ _Json = Annotated[bool, typer.Option("--json", help="For scripts.")]
 def add_commands(models: typer.Typer) -> None:
     """Adds the commands below `renderkiln models`."""
     models.command("compile")(compile_model)
-    cache = typer.Typer(help="What Core ML compiled of the models.", no_args_is_help=True)
+    about = "What Core ML compiled of the models.\n\nExample: renderkiln models cache list"
+    cache = typer.Typer(help=about, no_args_is_help=True)
     cache.command("list")(list_cache)
     cache.command("clean")(clean_cache)
     models.add_typer(cache, name="cache")
@@ -109,9 +110,10 @@ def clean_cache(
     data_dir: _DataDir = None,
     as_json: _Json = False,
 ) -> None:
-    """Remove compiled models that are damaged or were made by another build of the system.
+    """Remove compiled models that will not be used again.
 
-    Models are compiled again when they are needed. What is loaded right now stays.
+    Those are damaged ones, those of another build of the system, and what the options say. Models are compiled again
+    when they are needed; what is loaded right now stays.
 
     Example: renderkiln models cache clean --older 30d --max-size 10GB
     """
