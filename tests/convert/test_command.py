@@ -268,6 +268,8 @@ def test_limited_files_are_said_and_leave_no_half(tmp_path: Path) -> None:
         (["shapes", "-o", "out", "--width", "65"], "multiples of 4"),
         (["shapes", "-o", "out", "--sizes", "64x64", "--width", "64"], "give one of them"),
         (["shapes", "-o", "out", "--lora", "nowhere.safetensors"], "no such file"),
+        (["shapes", "-o", "out", "--recipe", "nowhere.json"], "nowhere.json: cannot be read"),
+        (["shapes", "-o", "out", "--recipe", __file__], "ends in"),
     ],
 )
 def test_bad_input_ends_with_2_and_writes_nothing(

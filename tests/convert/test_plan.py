@@ -188,6 +188,27 @@ def test_several_sizes_are_in_every_input_that_has_one() -> None:
         plan(facts, sizes=parse_sizes("512x512,768x512"))
 
 
+def test_two_controlnets_of_one_name_are_refused() -> None:
+    names = ("some/canny", "some_canny")
+    facts = sd15(controlnets=tuple(ControlNetFacts(name=name, config=UNET, weights="x") for name in names))
+    with pytest.raises(BadInputError, match="two of them would be called controlnet-some_canny"):
+        plan(facts)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "stages"),
+    [("text_encoder_2", ()), ("unet", ("text_encoder",)), ("controlnet", ()), ("control-unet", ())],
+)
+def test_a_recipe_for_a_stage_that_is_not_converted_is_refused(recipe: str, stages: tuple[str, ...]) -> None:
+    with pytest.raises(BadInputError, match=f"there is one for {recipe}, which is not converted"):
+        plan(sd15(recipes={recipe: "r"}), stages=stages)
+
+
+def test_a_recipe_for_the_unet_is_for_that_with_a_controlnet_too() -> None:
+    facts = sd15(controlnets=(ControlNetFacts(name="canny", config=UNET, weights="x"),), recipes={"unet": "r"})
+    assert {each.stage: each.recipe for each in plan(facts).stages if each.recipe} == {"control-unet": True}
+
+
 @pytest.mark.parametrize("sizes", ["500x512", "512x513", "8x4"])
 def test_a_size_that_does_not_fit_is_refused(sizes: str) -> None:
     with pytest.raises(BadInputError, match="multiples of 8"):
@@ -204,7 +225,7 @@ def test_a_size_that_does_not_fit_is_refused(sizes: str) -> None:
         ({"stages": ("une",)}, "Did you mean 'unet'"),
         ({"nbits": 5}, "--nbits"),
         ({"attention": "fast"}, "--attention"),
-        ({"target": "macOS12"}, "--target"),
+        ({"target": "macOS12"}, "--deployment-target"),
         ({"sizes": ((512, 512), (512, 512))}, "twice"),
         ({"sizes": ((512, 512), (768, 512)), "attention": "split-einsum-v2"}, "not with v2"),
     ],

@@ -89,7 +89,7 @@ def table(report: Report) -> Table:
         shown.add_column(name, justify="right")
     for name, info in report.manifest.stages.items():
         worst = f"{info.check.worst.decibels:.1f}" if info.check else "not checked"
-        seconds = "kept" if name in report.kept else f"{info.seconds:.1f}"
+        seconds = f"{info.seconds:.1f}" if name in report.peaks else "kept"
         shown.add_row(name, f"{info.size_bytes / 1e6:,.1f}", f"{info.bits:g}", worst, seconds)
     return shown
 
@@ -107,7 +107,7 @@ def as_json(report: Report, folder: Path, bundle: Bundle | None) -> dict[str, An
                 "bits": info.bits,
                 "psnr_decibels": info.check.worst.decibels if info.check else None,
                 "seconds": info.seconds,
-                "kept": name in report.kept,
+                "kept": name not in report.peaks,
                 "peak_bytes": report.peaks.get(name),
             }
             for name, info in report.manifest.stages.items()

@@ -29,6 +29,8 @@ STAGES = (
 )
 #: What --nbits makes smaller. A VAE and a safety checker are small, and palettes show in a VAE's pictures at once.
 COMPRESSED = ("text_encoder", "text_encoder_2", "unet", "control-unet", "controlnet")
+#: Flags that are called otherwise than their field.
+_FLAGS = {"target": "deployment-target", "loras": "lora", "recipes": "recipe"}
 _SIZE = re.compile(r"(\d{1,5})x(\d{1,5})")
 
 
@@ -98,7 +100,8 @@ def make_options(**values: object) -> ConvertOptions:
         return ConvertOptions.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
-        where = str(first["loc"][0]).replace("_", "-") if first["loc"] else ""
+        name = str(first["loc"][0]) if first["loc"] else ""
+        where = _FLAGS.get(name, name).replace("_", "-")
         message = first["msg"].removeprefix("Value error, ")
         raise BadInputError(f"--{where}: {message}" if where else message) from None
 

@@ -102,7 +102,8 @@ def make_plan(facts: ModelFacts, options: ConvertOptions, versions: Mapping[str,
         versions: of the libraries that decide what comes out; they enter the digests.
 
     Raises:
-        BadInputError: a stage was asked for that the model does not have, or a size does not fit it.
+        BadInputError: a stage was asked for that the model does not have, a size does not fit it, two ControlNets
+            have one name, or a recipe is for no stage.
         UnsupportedModelError: the model is of a kind that cannot be converted.
     """
     _check_kind(facts)
@@ -111,6 +112,7 @@ def make_plan(facts: ModelFacts, options: ConvertOptions, versions: Mapping[str,
     _check_sizes(sizes, scale, facts, several=len(sizes) > 1)
     builder = _Builder(facts, options, versions, sizes, scale)
     stages = tuple(builder.stages())
+    _check_names(stages, facts)
     if options.target != "macOS15":
         for stage in stages:
             flexible = [tensor.name for tensor in stage.inputs if len(tensor.shapes) > 1]
@@ -147,6 +149,22 @@ def _check_kind(facts: ModelFacts) -> None:
         raise UnsupportedModelError(
             f"{facts.name}: its UNet takes {unet['addition_embed_type']!r}, which cannot be converted"
         )
+
+
+def _check_names(stages: Sequence[StagePlan], facts: ModelFacts) -> None:
+    names = [stage.stage for stage in stages]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise BadInputError(f"--controlnet: two of them would be called {twice}; give one of the folders another name")
+    used = {_recipe_for(stage.kind, facts) for stage in stages}
+    idle = next((name for name in facts.recipes if name not in used), None)
+    if idle is not None:
+        raise BadInputError(f"--recipe: there is one for {idle}, which is not converted; there are {', '.join(names)}")
+
+
+def _recipe_for(kind: str, facts: ModelFacts) -> str:
+    # A recipe for `unet` is meant for whichever UNet is converted: they hold the same weights.
+    return "unet" if kind == "control-unet" and kind not in facts.recipes else kind
 
 
 def _native_size(facts: ModelFacts, scale: int) -> tuple[int, int]:
@@ -295,9 +313,7 @@ class _Builder:
     def _finish(self, *, weights: str, config: Mapping[str, Any], **fields: Any) -> StagePlan:
         kind: str = fields["kind"]
         compressed = kind in COMPRESSED
-        # A recipe for `unet` is meant for whichever UNet is converted: they hold the same weights.
-        recipe_stage = "unet" if kind == "control-unet" and kind not in self.facts.recipes else kind
-        recipe = self.facts.recipes.get(recipe_stage)
+        recipe = self.facts.recipes.get(_recipe_for(kind, self.facts))
         nbits = self.options.nbits if compressed and recipe is None else None
         takes_loras = kind in ("text_encoder", "text_encoder_2", "unet", "control-unet")
         fields.setdefault("target", self.options.target)

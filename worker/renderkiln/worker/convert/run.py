@@ -69,22 +69,30 @@ def convert(source: Source, options: ConvertOptions, folder: Path, watcher: Watc
     """Converts a model into a folder.
 
     Raises:
-        BadInputError: the model or the options do not fit; nothing was written.
+        BadInputError: the model, a LoRA, a recipe or the options do not fit; nothing was written.
         ConversionError: a stage failed; those before it are in place and in the manifest.
     """
     watcher = watcher or Watcher()
     versions = library_versions()
     facts = read_facts(source, options)
     plan = make_plan(facts, options, {name: versions[name] for name in _DECIDING})
-    for lora in options.loras:
-        from .lora import read_lora
-
-        read_lora(lora.path)
+    _read_what_stages_will(options)
     with _disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
     with _only_one(folder), _disk_errors(folder), _work_folder(folder) as work:
         run = _Run(source, options, folder, work, facts, plan, versions, watcher)
         return run.go()
+
+
+def _read_what_stages_will(options: ConvertOptions) -> None:
+    """So that a mistake in a file is said now, and not by a stage that has been at work for minutes."""
+    from .compress.recipe_file import read_recipe
+    from .lora import read_lora
+
+    for lora in options.loras:
+        read_lora(lora.path)
+    for _, path in options.recipes:
+        read_recipe(path)
 
 
 def library_versions() -> dict[str, str]:
