@@ -34,6 +34,52 @@ def test_text_is_as_automatic1111_writes_it() -> None:
     )
 
 
+def test_controlnets_are_written_as_automatic1111_s_extension_writes_them() -> None:
+    nets = [
+        {"model": "canny", "image": REF, "conditioning_scale": 0.5},
+        {"model": "owner/depth", "image": REF, "guidance_start": 0.25, "guidance_end": 0.9},
+    ]
+    spec = RenderSpec.model_validate({"prompt": "a hat", "controlnets": nets})
+    text = parameters_text(spec)
+    assert text.endswith(
+        f'ControlNet 0: "Model: canny, Image: {REF}, Weight: 0.5, Guidance Start: 0, Guidance End: 1", '
+        f'ControlNet 1: "Model: owner/depth, Image: {REF}, Weight: 1, Guidance Start: 0.25, Guidance End: 0.9"'
+    )
+    assert RenderSpec(**parse_parameters_text(text).fields) == spec
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        # AUTOMATIC1111's own: it has a preprocessor, which we do not run, and no picture.
+        "Module: canny, Model: control_v11p_sd15_canny [d14c016b], Weight: 1, Resize Mode: Crop and Resize, "
+        "Processor Res: 512, Guidance Start: 0.0, Guidance End: 1.0, Pixel Perfect: True, Control Mode: Balanced",
+        "Model: canny, Weight: 1",
+        f"Model: ../canny, Image: {REF}",
+        "Model: canny, Image: /etc/passwd",
+        f"Model: canny, Image: {REF}, Weight: 3",
+        f"Model: canny, Image: {REF}, Guidance Start: 1",
+        f"Model: canny, Image: {REF}, Weight: nan",
+        f"Model: canny, Image: {REF}, controlnets: x",
+        "",
+        "None",
+    ],
+)
+def test_a_controlnet_that_is_not_ours_is_kept_as_text(said: str) -> None:
+    parsed = parse_parameters_text(
+        f'a hat\nSteps: 20, Seed: 1, CFG scale: 7, ControlNet 0: "{said}", ControlNet Version: 1'
+    )
+    assert "controlnets" not in parsed.fields
+    assert parsed.other == {"ControlNet 0": said, "ControlNet Version": "1"}
+
+
+def test_more_controlnets_than_a_spec_may_have_are_kept_as_text() -> None:
+    nets = ", ".join(f'ControlNet {number}: "Model: canny, Image: {REF}"' for number in range(6))
+    parsed = parse_parameters_text(f"a hat\nSteps: 20, Seed: 1, {nets}")
+    assert len(parsed.fields["controlnets"]) == 4
+    assert set(parsed.other) == {"ControlNet 4", "ControlNet 5"}
+
+
 @pytest.mark.parametrize(
     ("name", "shown"),
     [

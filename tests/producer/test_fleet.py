@@ -90,7 +90,7 @@ def test_a_controlnet_has_to_be_in_the_store_of_the_machine_that_will_render(tmp
     folder = DataFolder(tmp_path)
     for name, file in (("sd15", "model_index.json"), ("canny", "config.json"), ("apple", "model_index.json")):
         (folder.models / name).mkdir(parents=True)
-        (folder.models / name / file).write_text("{}")
+        (folder.models / name / file).write_text('{"_class_name": "ControlNetModel"}')
     check_needs([], folder, {Need("sd15", ("canny",)): ""}, local=True)
     with pytest.raises(ModelNotFoundError, match=r"ControlNet 'cany' is not on this machine\. Did you mean 'canny'"):
         check_needs([], folder, {Need("sd15", ("cany",)): ""}, local=True)

@@ -7,6 +7,7 @@ import pickle
 import zlib
 from pathlib import Path
 
+import pytest
 from rq import Queue
 from rq.job import Job as RqJob
 from rq.serializers import JSONSerializer
@@ -66,19 +67,33 @@ def test_foreign_functions_pickles_and_garbage_are_set_aside(house: House, tmp_p
     assert connection.llen(queue.intermediate_queue_key) == 0
 
 
-def test_a_picture_changed_in_redis_is_refused(house: House, tmp_path: Path) -> None:
+@pytest.mark.parametrize("use", ["init_image", "controlnet"])
+@pytest.mark.parametrize("harm", ["changed", "gone"])
+def test_a_picture_changed_in_redis_is_refused_and_one_that_is_gone_is_said(
+    house: House, tmp_path: Path, use: str, harm: str
+) -> None:
     from PIL import Image
 
+    canny = house.folder.models / "canny" / "config.json"
+    canny.parent.mkdir()
+    canny.write_text('{"_class_name": "ControlNetModel"}')
     picture = tmp_path / "start.png"
     Image.new("RGB", (64, 64), "red").save(picture)
     other = tmp_path / "other.png"
     Image.new("RGB", (64, 64), "blue").save(other)
-    job = house.submit(init_image=picture, strength=0.5)
+    if use == "init_image":
+        job = house.submit(init_image=picture, strength=0.5)
+    else:
+        job = house.submit(controlnets=[{"model": "canny", "image": picture}])
     (key,) = house.queue.connection.scan_iter("renderkiln:blob:*")
-    house.queue.connection.set(key, other.read_bytes())
+    if harm == "changed":
+        house.queue.connection.set(key, other.read_bytes())
+    else:
+        house.queue.connection.delete(key)
     house.start_worker()
     (result,) = list(house.queue.as_completed(job, timeout=90))
     assert result.status is JobStatus.FAILED
     assert result.failure is not None
     assert result.failure.kind == "image_input"
+    assert ("somebody changed it" if harm == "changed" else "no longer in Redis") in result.failure.message
     assert not list(house.pictures.rglob("*.png"))

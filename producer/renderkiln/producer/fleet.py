@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import redis
 from pydantic import ValidationError
 
+from renderkiln.home.controlnets import find_controlnet
 from renderkiln.home.folder import DataFolder
 from renderkiln.home.models import find_model
 from renderkiln.schema import names
@@ -99,12 +100,7 @@ def _check_here(folder: DataFolder, need: Need) -> None:
     if any(path.glob("manifest.json")) or any(path.glob("*/manifest.json")):
         return
     for name in need.controlnets:
-        if not (folder.models / name / "config.json").is_file():
-            known = [each.parent.relative_to(folder.models).as_posix() for each in folder.models.glob("*/config.json")]
-            raise ModelNotFoundError(
-                f"ControlNet {name!r} is not on this machine.{did_you_mean(name, known)} "
-                f"Put its folder, in diffusers' layout, into {folder.models / name}."
-            )
+        find_controlnet(folder, name)
 
 
 def _check_controlnets(having: Sequence[WorkerInfo], need: Need) -> None:
