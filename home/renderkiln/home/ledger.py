@@ -26,7 +26,7 @@ from sqlalchemy.orm import Session
 
 from renderkiln.schema.errors import LedgerError
 from renderkiln.schema.jobs import Failure, ImageResult, Job, JobResult, JobStatus
-from renderkiln.schema.tables import AttemptRow, BatchRow, ImageRow, JobRow, WorkerRow
+from renderkiln.schema.tables import AttemptRow, BatchRow, ImageRow, JobRow, TuningRow, WorkerRow
 
 #: Milliseconds to wait for another process's write before giving up.
 BUSY_TIMEOUT = 30_000
@@ -73,6 +73,20 @@ class Ledger:
     def worker_ended(self, name: str) -> None:
         with self._session() as session:
             session.execute(sa.update(WorkerRow).where(WorkerRow.name == name).values(ended_at=_now()))
+
+    def tuned(self, model: str, variant: str, compute_unit: str, measured: Mapping[str, Any]) -> None:
+        """Keeps the form in which a model is rendered best here; replaces what was kept of it before."""
+        values = {
+            "model": model,
+            "variant": variant,
+            "compute_unit": compute_unit,
+            "measured": dict(measured),
+            "measured_at": _now(),
+        }
+        with self._session() as session:
+            session.execute(
+                insert(TuningRow).values(values).on_conflict_do_update(index_elements=["model"], set_=values)
+            )
 
     def attempt_started(self, job: Job, execution_id: str, number: int, worker: str) -> None:
         """Records the attempt, and the job if it is new here; an attempt that a crash left open becomes abandoned."""
@@ -150,6 +164,12 @@ class Ledger:
             )
 
     # What is asked of it.
+
+    def tuned_form(self, model: str) -> tuple[str, str] | None:
+        """The variant and the compute unit that a model is rendered best with here, if that was measured."""
+        with self._reading() as session:
+            row = session.get(TuningRow, model)
+            return None if row is None else (row.variant, row.compute_unit)
 
     def images_of(self, job_id: str) -> list[ImageResult]:
         """The recorded pictures of a job, in order."""

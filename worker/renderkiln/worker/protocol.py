@@ -13,6 +13,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+#: A variant and a compute unit.
+FormName = tuple[str, str]
+
 
 @dataclass(frozen=True)
 class RendererConfig:
@@ -28,18 +31,27 @@ class RendererConfig:
 
 @dataclass(frozen=True)
 class WarmUp:
-    """Load this model and render one step, so that the first job does not wait for it."""
+    """Load this model and render one step, so that the first job does not wait for it. `form`: see `Render`."""
 
     model: str
+    form: FormName | None = None
 
 
 @dataclass(frozen=True)
 class Render:
-    """Render a job. `inputs` are the bytes of its pictures by reference; `skip` names images that are there already."""
+    """Render a job.
+
+    Attributes:
+        inputs: the bytes of its pictures by reference.
+        skip: the images that are there already.
+        form: of a converted model; None: it has none, or the renderer may choose. One renderer is only ever asked for
+            one compute unit, and for one form of a model: whoever wants another starts another renderer.
+    """
 
     job_json: str
     inputs: Mapping[str, bytes]
     skip: tuple[int, ...]
+    form: FormName | None = None
 
 
 @dataclass(frozen=True)

@@ -122,7 +122,7 @@ class DiffusersEngine(Engine):
         known = self._models.pop(name, None)
         if known is None or known[0] != identity:  # not seen yet, or fetched anew since
             self.residency.forget(name)
-            known = identity, Pipelines(name, folder, self._open_stages(folder), self.residency, _check_decoded)
+            known = identity, Pipelines(name, folder, self._open_stages(model, folder), self.residency, _check_decoded)
         self._info = known[1].stages.info
         self._models[name] = known
         if len(self._models) > _MODELS_KEPT:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -27,7 +28,13 @@ class EngineChoice:
     dtype: str = "auto"
 
 
-def make_engine(choice: EngineChoice, find_model: FindModel, data: DataFolder) -> DiffusersEngine:
+#: The variant and the compute unit that were measured to be best for a model, by its name.
+Tuned = Callable[[str], tuple[str, str] | None]
+
+
+def make_engine(
+    choice: EngineChoice, find_model: FindModel, data: DataFolder, tuned: Tuned = lambda _model: None
+) -> DiffusersEngine:
     """The engine.
 
     Raises:
@@ -36,8 +43,8 @@ def make_engine(choice: EngineChoice, find_model: FindModel, data: DataFolder) -
     options = torch_options(choice.device, choice.dtype)
     check_unit(choice.wishes.compute_unit)
 
-    def open_stages(folder: Path) -> ModelStages:
-        form = pick_form(folder, choice.wishes)
+    def open_stages(model: str, folder: Path) -> ModelStages:
+        form = pick_form(folder, choice.wishes, tuned(model))
         if form is None:
             return TorchModelStages(folder, options, lambda name: find_model(name, None))
         return CoreMLModelStages(folder, form.folder, package_opener(form.unit, data), form.unit)

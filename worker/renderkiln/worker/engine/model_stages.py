@@ -70,6 +70,6 @@ class ModelStages(Protocol):
 
 
 class OpenStages(Protocol):
-    """Opens the stages of a model by its folder. Raises ModelLoadError."""
+    """Opens the stages of a model, by its name and its folder. Raises ModelLoadError."""
 
-    def __call__(self, folder: Path) -> ModelStages: ...
+    def __call__(self, model: str, folder: Path) -> ModelStages: ...

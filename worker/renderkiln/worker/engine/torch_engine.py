@@ -24,7 +24,7 @@ class TorchEngine(DiffusersEngine):
     def __init__(self, find_model: FindModel, device: str = "auto", dtype: str = "auto") -> None:
         options = torch_options(device, dtype)
 
-        def open_stages(folder: Path) -> TorchModelStages:
+        def open_stages(model: str, folder: Path) -> TorchModelStages:
             return TorchModelStages(folder, options, lambda name: find_model(name, None))
 
         super().__init__(find_model, open_stages, options.info)

@@ -9,7 +9,7 @@ from typing import NamedTuple, cast, get_args
 
 from renderkiln.schema.errors import ModelLoadError, SettingsError
 
-from ..runtimes.opening import ComputeUnit
+from ..runtimes.base import ComputeUnit
 from .layout import VARIANTS, variants
 from .machine import advice
 
@@ -29,7 +29,7 @@ class Wishes:
 
 
 class Form(NamedTuple):
-    """The form in which a converted model is rendered with."""
+    """The form in which a converted model is rendered."""
 
     variant: str
     #: Of its manifest and packages.
@@ -45,8 +45,11 @@ def check_unit(name: str) -> None:
         raise SettingsError(f"compute unit {name} needs macOS; elsewhere there is `reference` alone")
 
 
-def pick_form(folder: Path, wishes: Wishes) -> Form | None:
+def pick_form(folder: Path, wishes: Wishes, tuned: tuple[str, str] | None = None) -> Form | None:
     """The form of a model that this machine renders with; None where torch renders it.
+
+    Args:
+        tuned: the variant and the compute unit that were measured to be best here; wishes go first.
 
     Raises:
         ModelLoadError: the engine or the variant that was asked for has nothing in this model.
@@ -63,8 +66,11 @@ def pick_form(folder: Path, wishes: Wishes) -> Form | None:
         )
     if wishes.variant not in ("auto", *there):
         raise ModelLoadError(f"{folder} has no variant {wishes.variant}; it has {', '.join(sorted(there))}")
-    wanted = (advice().variant, *VARIANTS) if wishes.variant == "auto" else (wishes.variant,)
+    measured, measured_unit = tuned or (None, None)
+    wanted = (measured, advice().variant, *VARIANTS) if wishes.variant == "auto" else (wishes.variant,)
     variant = next(name for name in wanted if name in there)
+    if wishes.compute_unit == "auto" and variant == measured and (measured_unit == "reference") != _IS_MAC:
+        return Form(variant, there[variant], cast("ComputeUnit", measured_unit))
     return Form(variant, there[variant], _unit(wishes.compute_unit, variant))
 
 

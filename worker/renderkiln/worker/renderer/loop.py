@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import traceback
 from collections import deque
+from collections.abc import Mapping
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from renderkiln.worker.protocol import (
     Cancel,
     Done,
     Failed,
+    FormName,
     FromRenderer,
     NotReady,
     Picture,
@@ -34,14 +36,16 @@ log = logging.getLogger("renderkiln.renderer")
 def serve(connection: Connection, config: RendererConfig) -> None:
     """Serves orders until the other end of the pipe is closed, which is how a dead supervisor shows."""
     orders = Orders(connection)
+    forms: dict[str, FormName] = {}
     try:
-        engine = _make_engine(config)
+        engine = _make_engine(config, forms)
         while True:
             order = orders.next()
             if isinstance(order, WarmUp):
+                _note_form(forms, order.model, order.form)
                 _warm_up(engine, order, connection)
             elif isinstance(order, Render):
-                _render(engine, order, orders, connection)
+                _render(engine, order, orders, connection, forms)
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return
 
@@ -69,14 +73,20 @@ class Orders:
         return found
 
 
-def _make_engine(config: RendererConfig) -> Engine:
+def _note_form(forms: dict[str, FormName], model: str, form: FormName | None) -> None:
+    if form is not None:
+        forms[model] = form
+
+
+def _make_engine(config: RendererConfig, forms: Mapping[str, FormName]) -> Engine:
+    """The engine; `forms` are looked up when a model is opened."""
     from renderkiln.worker.engine.making import EngineChoice, make_engine
     from renderkiln.worker.models.choosing import Wishes
 
     folder = DataFolder(Path(config.data_dir))
     wishes = Wishes(config.engine, config.compute_unit, config.variant)
     choice = EngineChoice(wishes, config.device, config.dtype)
-    return make_engine(choice, lambda name, revision: find_model(folder, name, revision), folder)
+    return make_engine(choice, lambda name, revision: find_model(folder, name, revision), folder, forms.get)
 
 
 def _warm_up(engine: Engine, order: WarmUp, connection: Connection) -> None:
@@ -91,7 +101,7 @@ def _warm_up(engine: Engine, order: WarmUp, connection: Connection) -> None:
     connection.send(Ready(order.model, warm.seconds, about))
 
 
-def _render(engine: Engine, order: Render, orders: Orders, connection: Connection) -> None:
+def _render(engine: Engine, order: Render, orders: Orders, connection: Connection, forms: dict[str, FormName]) -> None:
     stop_after_image = False
 
     def on_step(k: int, step: int, num_steps: int) -> None:
@@ -105,6 +115,7 @@ def _render(engine: Engine, order: Render, orders: Orders, connection: Connectio
     answer: FromRenderer = Done()
     try:
         job = parse_job(order.job_json)
+        _note_form(forms, job.spec.model, order.form)
         last = max(k for k in range(job.num_images) if k not in order.skip)
         for image in engine.render(job, order.inputs, skip=frozenset(order.skip), on_step=on_step):
             connection.send(

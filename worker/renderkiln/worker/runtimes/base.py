@@ -15,6 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 #: The element types that Core ML declares for inputs and outputs.
 DType = Literal["float16", "float32", "int32"]
+#: What computes: Core ML's own names, or `reference`, our evaluator on the CPU, which is all there is elsewhere.
+ComputeUnit = Literal["cpu_and_ne", "cpu_and_gpu", "cpu_only", "all", "reference"]
 Shape = tuple[int, ...]
 Array = NDArray[Any]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
 _CONTROLNET = "controlnet-"
@@ -16,6 +17,11 @@ def safe_name(name: str) -> str:
 def controlnet_stage(name: str) -> str:
     """The stage of a ControlNet: each has one of its own."""
     return _CONTROLNET + safe_name(name)
+
+
+def controlnet_names(stages: Iterable[str]) -> tuple[str, ...]:
+    """The names of the ControlNets among stages, as they stand in file names."""
+    return tuple(stage.removeprefix(_CONTROLNET) for stage in stages if stage.startswith(_CONTROLNET))
 
 
 def kind_of(stage: str) -> str:

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Protocol
 
 from renderkiln.home.folder import DataFolder
 from renderkiln.schema.errors import ModelLoadError
 
-from .base import Runtime, TensorInfo
+from .base import ComputeUnit, Runtime, TensorInfo
 from .chain import Chain
 from .manifest import PackageInfo, StageInfo
-
-#: What computes: Core ML's own names, or `reference`, our evaluator on the CPU, which is all there is elsewhere.
-ComputeUnit = Literal["cpu_and_ne", "cpu_and_gpu", "cpu_only", "all", "reference"]
 
 
 class OpenPackage(Protocol):

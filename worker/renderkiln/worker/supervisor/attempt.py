@@ -21,7 +21,7 @@ from renderkiln.home.pictures.naming import file_name
 from renderkiln.home.store import Store
 from renderkiln.schema import errors
 from renderkiln.schema.jobs import Failure, ImageResult, Job
-from renderkiln.worker.protocol import Cancel, Done, Failed, NotReady, Picture, Ready, Render, Step
+from renderkiln.worker.protocol import Cancel, Done, Failed, FormName, NotReady, Picture, Ready, Render, Step
 
 from .child import Renderer
 from .delivery import Delivery
@@ -84,6 +84,8 @@ class Surroundings:
     #: Seconds for which store, ledger and Redis are tried again before the attempt fails.
     patience: float
     inputs: Callable[[Job], Mapping[str, bytes]]
+    #: In which form a model is to be rendered now; None where that is for the renderer to say.
+    form_of: Callable[[str], FormName | None]
     on_ready: Callable[[Ready], None]
     on_step: Callable[[Job, Step], None]
     on_image: Callable[[Job, ImageResult], None]
@@ -152,8 +154,10 @@ class _Attempt:
         self._delivery = Delivery(job, store, self._around.patience, self._signals.wake)
         try:
             self._wait_until_idle()
+            form = self._around.form_of(job.spec.model)
+            self._renderer.make_ready_for(job.spec.model, form)
             self._stage = _Stage.RENDERING
-            self._renderer.send(Render(job.to_json(), inputs, tuple(sorted(outcome.images))))
+            self._renderer.send(Render(job.to_json(), inputs, tuple(sorted(outcome.images)), form))
             self._until_answered()
             self._stage = _Stage.AFTER
             self._settle()

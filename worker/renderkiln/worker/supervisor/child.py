@@ -19,6 +19,7 @@ from renderkiln.worker.protocol import (
     Cancel,
     Done,
     Failed,
+    FormName,
     FromRenderer,
     NotReady,
     Ready,
@@ -41,6 +42,8 @@ class Renderer:
         self._config = config
         self._process: subprocess.Popen[bytes] | None = None
         self._is_busy = False
+        #: In which form the running process has been asked for each model.
+        self._forms: dict[str, FormName] = {}
         self._connection: Any = None  # a multiprocessing Connection, or None while no renderer runs
 
     @property
@@ -52,6 +55,7 @@ class Renderer:
         if self._process is not None and self._process.poll() is None:
             return
         self.kill()
+        self._forms.clear()
         ours, theirs = socket.socketpair()
         with theirs:
             self._process = subprocess.Popen(
@@ -76,6 +80,22 @@ class Renderer:
     def is_busy(self) -> bool:
         """Whether an order was sent whose last answer has not been received."""
         return self._is_busy
+
+    def make_ready_for(self, model: str, form: FormName | None) -> None:
+        """Starts the process if there is none; anew if it has done what does not go together with a model's form.
+
+        Core ML has made broken pictures after a change of compute units inside one process; and what was loaded in one
+        form of a model stays in memory. A new process has neither.
+        """
+        if form is not None:
+            before = self._forms.get(model, form)
+            if before != form or any(unit != form[1] for _, unit in self._forms.values()):
+                log.info("%s is to be rendered as %s on %s: starting a new renderer", model, *form)
+                self.close()
+                self._forms.clear()
+        self.ensure_running()
+        if form is not None:
+            self._forms[model] = form
 
     def send(self, order: ToRenderer) -> None:
         """Sends an order; a `WarmUp` or `Render` only when not busy. Raises RendererDiedError."""

@@ -18,7 +18,7 @@ import redis
 from renderkiln.home.connect import Connection
 from renderkiln.home.folder import DataFolder
 from renderkiln.home.ledger import Ledger
-from renderkiln.home.models import installed_models
+from renderkiln.home.models import find_model, installed_models
 from renderkiln.home.pictures.inputs import check_input_bytes
 from renderkiln.home.settings import Settings
 from renderkiln.home.store import Store
@@ -37,6 +37,7 @@ from renderkiln.worker.protocol import Ready, RendererConfig, WarmUp
 
 from .attempt import Outcome, Surroundings, run_attempt
 from .child import Renderer
+from .forms import Forms
 from .news import News
 from .rq_worker import Current, RenderWorker
 from .signals import Signals
@@ -94,6 +95,8 @@ class _Service:
             settings.variant,
         )
         self._renderer = Renderer(config)
+        self._forms = Forms(settings, partial(find_model, self._folder), self._ledger.tuned_form)
+        self._limits = self._forms.limits(self._models)
         self._worker = RenderWorker(
             [names.queue(priority, model) for priority in PRIORITIES for model in self._models],
             connection=self._redis,
@@ -115,6 +118,7 @@ class _Service:
             job_timeout=settings.job_timeout,
             patience=settings.patience,
             inputs=self._inputs,
+            form_of=self._forms.of,
             on_ready=self._on_ready,
             on_step=news.step,
             on_image=news.image,
@@ -158,10 +162,13 @@ class _Service:
     def _warm_up(self) -> None:
         """Once, at the start. A renderer started anew has a job to do, and loads what that needs."""
         model = self._options.warm or self._settings.model
-        self._renderer.ensure_running()
-        if model in self._models:
-            with contextlib.suppress(RendererDiedError):  # the first job will meet it too, and say so
-                self._renderer.send(WarmUp(model))
+        if model not in self._models:
+            self._renderer.ensure_running()
+            return
+        form = self._forms.of(model)
+        self._renderer.make_ready_for(model, form)
+        with contextlib.suppress(RendererDiedError):  # the first job will meet it too, and say so
+            self._renderer.send(WarmUp(model, form))
 
     def _on_ready(self, ready: Ready) -> None:
         self._device = ready.about.get("device", self._device)
@@ -175,6 +182,8 @@ class _Service:
             host=socket.gethostname(),
             pid=os.getpid(),
             models=self._models,
+            sizes=dict(self._limits.sizes),
+            controlnets=dict(self._limits.controlnets),
             engine=self._engine,
             device=self._device,
             store=self._settings.out,

@@ -13,7 +13,7 @@ from renderkiln.schema.errors import InvalidSpecError, ModelNotFoundError, did_y
 from renderkiln.schema.spec import RenderSpec
 
 from ...runtimes import manifest
-from ...runtimes.naming import controlnet_stage, kind_of
+from ...runtimes.naming import controlnet_names, controlnet_stage
 from ...runtimes.opening import OpenPackage, open_stage
 from ..base import EngineInfo
 from ..files import read_json
@@ -87,7 +87,7 @@ class CoreMLModelStages:
     def _controlnet(self, name: str) -> str:
         stage = controlnet_stage(name)
         if stage not in self._manifest.stages or "control-unet" not in self._manifest.stages:
-            there = [each.partition("-")[2] for each in self._manifest.stages if kind_of(each) == "controlnet"]
+            there = controlnet_names(self._manifest.stages)
             raise ModelNotFoundError(
                 f"{self._manifest.model} was converted without the ControlNet {name!r}.{did_you_mean(name, there)} "
                 f"It has {', '.join(there) or 'none'}; convert the model with --controlnet {name}"

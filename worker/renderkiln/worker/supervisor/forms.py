@@ -1,0 +1,74 @@
+"""In which form this worker renders each of its models, and what that means for jobs. Loads no model."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from renderkiln.home.settings import Settings
+from renderkiln.schema.errors import LedgerError, RenderkilnError
+from renderkiln.worker.models.choosing import Form, Wishes, pick_form
+from renderkiln.worker.protocol import FormName
+from renderkiln.worker.runtimes import manifest
+from renderkiln.worker.runtimes.naming import controlnet_names
+
+log = logging.getLogger("renderkiln.supervisor")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What converted models cannot but do, for the worker's announcement."""
+
+    #: The sizes, (width, height), of each model that has fixed ones.
+    sizes: Mapping[str, tuple[tuple[int, int], ...]]
+    #: The ControlNets of each such model.
+    controlnets: Mapping[str, tuple[str, ...]]
+
+
+class Forms:
+    """Picks the form of a model when a job for it comes, so that a new tuning counts from the next job on.
+
+    Args:
+        find_model: a model's folder by its name; raises ModelNotFoundError.
+        tuned: the variant and compute unit that the ledger has for a model; raises LedgerError.
+    """
+
+    def __init__(
+        self, settings: Settings, find_model: Callable[[str], Path], tuned: Callable[[str], FormName | None]
+    ) -> None:
+        self._wishes = Wishes(settings.engine, settings.compute_unit, settings.variant)
+        self._find_model, self._tuned = find_model, tuned
+
+    def of(self, model: str) -> FormName | None:
+        """The form, or None where torch renders the model, or where the renderer will say what is wrong with it."""
+        try:
+            form = self._pick(model)
+        except RenderkilnError:
+            return None
+        return None if form is None else (form.variant, form.unit)
+
+    def limits(self, models: Iterable[str]) -> Limits:
+        """What can be said of the models before they are loaded; of one that cannot be read, nothing is."""
+        sizes: dict[str, tuple[tuple[int, int], ...]] = {}
+        controlnets: dict[str, tuple[str, ...]] = {}
+        for model in models:
+            try:
+                form = self._pick(model)
+                converted = None if form is None else manifest.read(form.folder)
+            except RenderkilnError as error:
+                log.warning("%s: %s", model, error)
+                continue
+            if converted is not None:
+                sizes[model] = converted.sizes
+                controlnets[model] = controlnet_names(converted.stages)
+        return Limits(sizes, controlnets)
+
+    def _pick(self, model: str) -> Form | None:
+        try:
+            tuned = self._tuned(model)
+        except LedgerError as error:
+            log.warning("what suits %s best is not known: %s", model, error)
+            tuned = None
+        return pick_form(self._find_model(model), self._wishes, tuned)
