@@ -19,6 +19,7 @@ from renderkiln.home.settings import Settings, load
 from .convert.apple import AppleCommand
 from .convert.cli import convert
 from .convert.compress.cli import add_commands as add_compress_commands
+from .models.cli import add_commands as add_model_commands
 from .needs import RENDERING, say_what_is_missing
 from .runtimes.apple.cli import add_commands as add_compile_commands
 
@@ -28,10 +29,7 @@ def add_commands(app: typer.Typer) -> None:
     app.command("worker")(worker)
     app.command("convert", cls=AppleCommand)(convert)
     add_compress_commands(app)
-    models = typer.Typer(help="The models of this machine.", no_args_is_help=True)
-    models.command("list")(list_models)
-    add_compile_commands(models)
-    app.add_typer(models, name="models")
+    add_compile_commands(add_model_commands(app))
 
 
 def worker(
@@ -70,41 +68,6 @@ def worker(
     logging.getLogger("renderkiln.supervisor").info("connected to %s", connection.where)
     options = WorkerOptions(name=name, models=tuple(model or ()), burst=burst, warm=warm, owner=owner)
     run_worker(settings, connection, options)
-
-
-def list_models(
-    data_dir: Annotated[Path | None, typer.Option(help="Folder of ledger, server and models.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
-) -> None:
-    """Show the models that are on this machine.
-
-    Example: renderkiln models list --json
-    """
-    from renderkiln.home.folder import DataFolder
-    from renderkiln.home.models import installed_models
-
-    found = installed_models(DataFolder(load(data_dir=data_dir).data_dir))
-    if as_json:
-        rows = [
-            {
-                "name": model.name,
-                "path": str(model.path),
-                "pipeline": model.pipeline,
-                "size_bytes": model.size_bytes,
-                "packaged": model.packaged,
-            }
-            for model in found
-        ]
-        print(json.dumps(rows, indent=2))
-        return
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("model", "pipeline", "MB", "where", box=None, header_style="bold")
-    for model in found:
-        where = "packaged demo model" if model.packaged else str(model.path)
-        table.add_row(model.name, model.pipeline, f"{model.size_bytes / 1e6:,.1f}", where)
-    Console().print(table)
 
 
 class _JsonLines(logging.Formatter):

@@ -1,0 +1,202 @@
+"""The store on disk: what a model may be called, how one gets in whole or not at all, how one is removed or verified.
+
+`<data>/models/<name>` is a model; what is on its way lies in the hidden folder `<data>/models/.coming`, so that a model
+that can be found is complete.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+
+from renderkiln.home.folder import DataFolder
+from renderkiln.home.models import installed_models
+from renderkiln.home.origin import FILE_NAME as ORIGIN
+from renderkiln.home.origin import Origin, read_origin
+from renderkiln.schema.errors import BadInputError, CorruptFileError, DiskFullError, ModelLoadError, ModelNotFoundError
+
+from ..engine.files import find_weights, read_json
+from ..runtimes import manifest as manifests
+from .fetch import full_disk_as_ours, record_of
+from .hub import COMPONENTS, INDEX
+from .layout import variants
+
+_COMING = ".coming"
+_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
+#: What verifying a model ends with where nothing says what its files should be.
+NOTHING_KNOWN = "nothing is recorded of this folder's files; that they are complete was looked at, not their content"
+
+
+def check_name(data: DataFolder, name: str) -> None:
+    """Sees that a model may be called so. Raises BadInputError."""
+    if not _NAME.fullmatch(name) or name.endswith("."):
+        raise BadInputError(f"{name!r} is no name for a model; write OWNER/NAME or one word: letters, digits, . _ -")
+    above = PurePosixPath(name).parent
+    if above.name and (data.models / above / INDEX).exists():
+        raise BadInputError(f"{name}: {above} is a model already, and a model cannot lie within another")
+    if "/" not in name and any((data.models / name).glob(f"*/{INDEX}")):
+        raise BadInputError(f"{name} is the owner of other models; choose another --name")
+
+
+@contextmanager
+def coming(data: DataFolder, key: str) -> Iterator[Path]:
+    """A hidden folder to put a model together in, held against others that want the same one.
+
+    It stays when the block ends, whatever ends it; `publish` or `forget` takes it away.
+
+    Raises:
+        BadInputError: another process puts the same model together.
+    """
+    folder = data.ensure().models / _COMING / key.replace("/", "--")
+    with full_disk_as_ours(data.root):
+        folder.mkdir(parents=True, exist_ok=True)
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BadInputError(f"another renderkiln is getting the same model, into {folder}") from None
+        yield folder
+    finally:
+        os.close(handle)
+
+
+def check_room(folder: Path, needed: int) -> int:
+    """The bytes that are free on a folder's disk. Raises DiskFullError if they are fewer than needed."""
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise DiskFullError(
+            f"{needed / 1e6:,.1f} MB are needed and {free / 1e6:,.1f} MB are free on the disk of {folder}; make room "
+            "(`renderkiln models list` shows what is large), or give another --data-dir"
+        )
+    return free
+
+
+def publish(folder: Path, target: Path) -> None:
+    """Gives a folder that is complete its place. `target` must not exist."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    folder.rename(target)
+
+
+def write_origin(origin: Origin, folder: Path) -> None:
+    """Writes the record of a model's origin, whole or not at all."""
+    handle, name = tempfile.mkstemp(dir=folder, prefix=".origin-")
+    with os.fdopen(handle, "w", encoding="utf-8") as file:
+        file.write(origin.model_dump_json(indent=2) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    Path(name).chmod(0o644)
+    Path(name).replace(folder / ORIGIN)
+
+
+def find_own(data: DataFolder, name: str) -> Path:
+    """The folder of a model of the store; `ModelNotFoundError` also for the packaged one, which is not in it."""
+    for model in installed_models(data):
+        if model.name == name:
+            if model.packaged:
+                raise BadInputError(f"{name} comes with renderkiln and is no part of the store; it cannot be removed")
+            return model.path
+    raise ModelNotFoundError(f"model {name!r} is not on this machine; `renderkiln models list` shows what is")
+
+
+def remove(data: DataFolder, name: str) -> None:
+    """Removes a model: at once for whoever looks, then its files. Of one that was added as a link, the link.
+
+    Raises:
+        ModelNotFoundError: there is none.
+        BadInputError: it is the packaged one.
+    """
+    path = find_own(data, name)
+    if path.is_symlink():
+        path.unlink()
+    else:
+        gone = Path(tempfile.mkdtemp(dir=_hidden(data), prefix="removed-"))
+        path.rename(gone / "model")
+        shutil.rmtree(gone)
+    if path.parent != data.models and not any(path.parent.iterdir()):
+        path.parent.rmdir()
+
+
+def forget(folder: Path) -> None:
+    """Removes what was on its way."""
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def verify(folder: Path, on_file: Callable[[str], None]) -> list[str]:
+    """Reads all files of a model whose digests are known.
+
+    Args:
+        on_file: is told the name of each file or package before it is read.
+
+    Returns:
+        What is not known and so could not be looked at.
+
+    Raises:
+        CorruptFileError: a file is missing or is not what it was.
+        ModelLoadError: a manifest is not one of ours, or weights are not whole.
+    """
+    origin = read_origin(folder)
+    known = dict(origin.files) if origin else {}
+    wrong = []
+    for name, record in known.items():
+        on_file(name)
+        path = folder / name
+        if not path.is_file():
+            wrong.append(f"{name} is missing")
+        elif record_of(path) != record:
+            wrong.append(f"{name} is not what it was: its size or its SHA-256 is another")
+    found = variants(folder)
+    for converted in found.values():
+        for stage in manifests.read(converted).stages.values():
+            for info in stage.packages:
+                name = (converted / info.file).relative_to(folder).as_posix()
+                if any(each.startswith(f"{name}/") for each in known):
+                    continue  # looked at file by file
+                on_file(name)
+                complaint = manifests.compare(info, converted, digests=True)
+                if complaint:
+                    wrong.append(complaint)
+    if wrong:
+        raise CorruptFileError(f"{folder} is damaged: {'; '.join(wrong)}")
+    check_complete(folder)
+    return [] if known or found else [NOTHING_KNOWN]
+
+
+def check_complete(folder: Path) -> None:
+    """Sees that a model has all that rendering needs of it, by names and headers.
+
+    Raises:
+        ModelLoadError: something is missing or not whole.
+    """
+    index = read_json(folder / INDEX)
+    there = variants(folder)
+    for converted in there.values():
+        manifests.load(converted)
+    for component in COMPONENTS:
+        entry = index.get(component)
+        if not isinstance(entry, list) or not entry or entry[0] is None:
+            continue
+        if component == "safety_checker" and not (folder / component).is_dir():
+            continue  # rendering does without
+        read_json(folder / component / "config.json")
+        if not there:
+            find_weights(folder / component, half=True)
+    if not (folder / "scheduler" / "scheduler_config.json").is_file():
+        raise ModelLoadError(f"{folder} has no scheduler/scheduler_config.json: the model is not complete")
+
+
+def coming_of(data: DataFolder, name: str) -> list[Path]:
+    """The folders in which a model of that name was begun and not ended."""
+    return sorted((data.models / _COMING).glob(f"{name.replace('/', '--')}@*"))
+
+
+def _hidden(data: DataFolder) -> Path:
+    folder = data.models / _COMING
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
