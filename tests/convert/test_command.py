@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.convert.conftest import plan_of
 from tests.disks import small_disk, with_small_files
 
 from renderkiln.home.models import find_model
 from renderkiln.schema.errors import ModelLoadError
 from renderkiln.worker.convert.run import WORK_FOLDER
+from renderkiln.worker.convert.small_files import copy_small_files
 from renderkiln.worker.runtimes import manifest as manifests
 
 # Each command starts processes that import torch; a busy machine takes its time.
@@ -254,6 +256,15 @@ def test_limited_files_are_said_and_leave_no_half(tmp_path: Path) -> None:
     assert said.returncode == 1
     assert "Traceback" not in said.stderr
     assert packages(out) == set()
+
+
+def test_a_small_file_that_cannot_be_put_in_place_leaves_nothing_beside_it(tiny: Path, tmp_path: Path) -> None:
+    source, _, _ = plan_of(tiny / "sd1")
+    (tmp_path / "model_index.json").mkdir()
+    with pytest.raises(IsADirectoryError):
+        copy_small_files(source, tmp_path, ())
+    assert (tmp_path / "unet" / "config.json").is_file()
+    assert list(tmp_path.rglob(".*")) == []
 
 
 @pytest.mark.parametrize(

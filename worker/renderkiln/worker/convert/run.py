@@ -340,7 +340,8 @@ def _disk_errors(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise ConversionError(f"cannot write into {folder}: {error.strerror or error}") from error
+        where = f" ({error.filename})" if error.filename else ""
+        raise ConversionError(f"cannot write into {folder}: {error.strerror or error}{where}") from error
 
 
 def _remove(path: Path, work: Path) -> None:

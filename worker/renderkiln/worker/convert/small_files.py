@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from ..engine.files import read_json
@@ -39,12 +41,21 @@ def copy_small_files(source: Source, folder: Path, controlnet_stages: tuple[str,
 def _copy(source: Path, target: Path) -> None:
     target.parent.mkdir(exist_ok=True)
     # copyfile follows the links of the Hub's cache, and leaves out who may write: packaged files may be read-only.
-    temporary = target.with_name(f".{target.name}.tmp")
-    shutil.copyfile(source, temporary)
-    temporary.replace(target)
+    with _in_place_of(target) as temporary:
+        shutil.copyfile(source, temporary)
 
 
 def _write(target: Path, text: str) -> None:
+    with _in_place_of(target) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def _in_place_of(target: Path) -> Iterator[Path]:
+    """A name to write to, which becomes the target if all goes well; otherwise nothing is left of it."""
     temporary = target.with_name(f".{target.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(target)
+    try:
+        yield temporary
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
