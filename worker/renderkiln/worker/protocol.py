@@ -72,9 +72,10 @@ class Ready:
 
 @dataclass(frozen=True)
 class NotReady:
-    """The model could not be warmed; jobs for it will say why, or do better."""
+    """The model could not be warmed; jobs for it will say why, or do better. `kind`: see `Failed`."""
 
     model: str
+    kind: str
     message: str
     details: str = field(default="", repr=False)
 

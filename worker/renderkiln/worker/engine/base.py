@@ -57,6 +57,8 @@ class WarmUp:
     device: str
     dtype: str
     stages: tuple[LoadedStage, ...]
+    #: How near a converted model's self-test picture comes to the stored one, in decibels; None: none is stored.
+    likeness: float | None = None
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,8 @@ class EngineInfo:
     device: str
     dtype: str
     attention_slicing: bool
+    #: Of a converted model: original, split-einsum or split-einsum-v2.
+    variant: str = ""
     #: Versions of the libraries that decide the pixels, by name.
     versions: Mapping[str, str] = field(default_factory=dict)
     stages: tuple[LoadedStage, ...] = ()

@@ -28,7 +28,7 @@ from renderkiln.schema.errors import (
 from renderkiln.schema.jobs import Job, JobOptions, make_job
 from renderkiln.schema.spec import RenderSpec
 
-from . import noise, prompts, quality
+from . import noise, prompts, quality, self_test
 from .base import Engine, EngineInfo, OnStep, RenderedImage, WarmUp
 from .device import give_memory_back, is_out_of_memory
 from .inputs import Inputs, keep_unmasked, read_inputs, read_picture
@@ -100,9 +100,13 @@ class DiffusersEngine(Engine):
     def warm_up(self, model: str, revision: str | None = None) -> WarmUp:
         """See `Engine.warm_up`."""
         start = time.perf_counter()
-        self._typed(lambda: self._warm_up(model, revision))
+        likeness = self._typed(lambda: self._warm_up(model, revision))
         seconds = time.perf_counter() - start
-        return WarmUp(model, seconds, self._info.device, self._info.dtype, self.residency.loaded())
+        return WarmUp(model, seconds, self._info.device, self._info.dtype, self.residency.loaded(), likeness)
+
+    def self_test_picture(self, model: str, revision: str | None = None) -> np.ndarray:
+        """The picture of a converted model's self-test: (H, W, 3) uint8. Raises RenderkilnError."""
+        return self._typed(lambda: self._self_test(self._open(model, revision)))
 
     def describe(self) -> EngineInfo:
         """See `Engine.describe`."""
@@ -244,18 +248,31 @@ class DiffusersEngine(Engine):
                 noise.use_noise(scheduler, drawn)
         return arguments
 
-    def _warm_up(self, model: str, revision: str | None) -> None:
+    def _warm_up(self, model: str, revision: str | None) -> float | None:
+        """Renders a step on every stage that a plain job needs; on every one that there is of a converted model."""
         pipelines = self._open(model, revision)
+        rgb = self._self_test(pipelines)
+        stored = pipelines.stages.self_test
+        if stored is None:
+            return None
+        if pipelines.stages.has("vae_encoder") and not pipelines.only_inpaints:
+            self._self_test(pipelines, "img2img")
+        quality.check_not_black(rgb, dtype=self._info.dtype, device=self._info.device)
+        return self_test.likeness(rgb, stored) if stored.is_file() else None
+
+    def _self_test(self, pipelines: Pipelines, task: Task = "txt2img") -> np.ndarray:
         size = pipelines.native_size
-        task: Task = "inpaint" if pipelines.only_inpaints else "txt2img"
-        # Of two steps, inpainting at the default strength runs one.
-        steps = 2 if pipelines.only_inpaints else 1
-        pictures = Inputs(Image.new("RGB", size), Image.new("L", size, 255)) if pipelines.only_inpaints else None
-        spec = RenderSpec(model=model, revision=revision, prompt="", num_inference_steps=steps)
-        job = make_job(spec, JobOptions(), batch="warm-up", index=0)
+        if pipelines.only_inpaints:
+            task = "inpaint"
+        # Of two steps, those that start from a picture at the default strength run one.
+        spec = self_test.spec_of(1 if task == "txt2img" else 2)
+        grey, mask = Image.new("RGB", size, "grey"), Image.new("L", size, 255)
+        pictures = None if task == "txt2img" else Inputs(grey, mask if task == "inpaint" else None)
+        job = make_job(spec, JobOptions(), batch="self-test", index=0)
         pipeline = pipelines.get(task, safety_checker=True)
         request = _Request(job, pipelines, pipeline, task, size, pictures, (), ())
-        self._run(request, spec, lambda _step, _num_steps: None)
+        image, _ = self._run(request, spec, lambda _step, _num_steps: None)
+        return quality.to_rgb(image)
 
     def _typed(self, work: Callable[[], _T]) -> _T:
         """Runs `work`; whatever it raises comes out as a RenderkilnError, but for what `on_step` raised."""

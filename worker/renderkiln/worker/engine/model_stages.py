@@ -33,6 +33,10 @@ class ModelStages(Protocol):
     def sizes(self) -> tuple[tuple[int, int], ...]:
         """The only sizes, (width, height) in pixels, that can be rendered, the model's own first; empty: any."""
 
+    @property
+    def self_test(self) -> Path | None:
+        """Where the picture of the self-test is or would be; None: these stages need none, or cannot make it."""
+
     def dtype(self, component: str, config: Any) -> torch.dtype:
         """In which precision a pipeline hands tensors to a component.
 

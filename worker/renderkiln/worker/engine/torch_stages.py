@@ -59,6 +59,8 @@ class TorchModelStages:
 
     #: Any.
     sizes: tuple[tuple[int, int], ...] = ()
+    #: torch's kernels are tested by torch.
+    self_test: Path | None = None
 
     def __init__(self, folder: Path, options: TorchOptions, find_model: Callable[[str], Path]) -> None:
         self._folder, self._options, self._find_model = folder, options, find_model

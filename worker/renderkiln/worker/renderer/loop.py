@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+import psutil
+
 from renderkiln.home.folder import DataFolder
 from renderkiln.home.models import find_model
 from renderkiln.schema.errors import CanceledError, OutOfMemoryError, RenderFailedError, RenderkilnError
@@ -94,11 +96,15 @@ def _warm_up(engine: Engine, order: WarmUp, connection: Connection) -> None:
         warm = engine.warm_up(order.model)
     except Exception as error:  # whatever it is, the supervisor has to hear of it
         failed = _failed(error)
-        connection.send(NotReady(order.model, failed.message, failed.details))
+        connection.send(NotReady(order.model, failed.kind, failed.message, failed.details))
         return
     info = engine.describe()
-    about = {"engine": info.engine, "device": info.device, "dtype": info.dtype, **info.versions}
-    connection.send(Ready(order.model, warm.seconds, about))
+    about = {"engine": info.engine, "variant": info.variant, "device": info.device, "dtype": info.dtype}
+    if warm.likeness is not None:
+        about["self-test"] = f"{warm.likeness:.0f} dB"
+    about["memory"] = f"{psutil.Process().memory_info().rss / 1e9:.2f} GB"
+    about |= info.versions
+    connection.send(Ready(order.model, warm.seconds, {name: value for name, value in about.items() if value}))
 
 
 def _render(engine: Engine, order: Render, orders: Orders, connection: Connection, forms: dict[str, FormName]) -> None:

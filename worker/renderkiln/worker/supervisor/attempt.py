@@ -86,6 +86,8 @@ class Surroundings:
     inputs: Callable[[Job], Mapping[str, bytes]]
     #: In which form a model is to be rendered now; None where that is for the renderer to say.
     form_of: Callable[[str], FormName | None]
+    #: Told that a model's pictures came out broken; whether there is another form to try.
+    give_up_form: Callable[[str, str], bool]
     on_ready: Callable[[Ready], None]
     on_step: Callable[[Job, Step], None]
     on_image: Callable[[Job, ImageResult], None]
@@ -154,11 +156,9 @@ class _Attempt:
         self._delivery = Delivery(job, store, self._around.patience, self._signals.wake)
         try:
             self._wait_until_idle()
-            form = self._around.form_of(job.spec.model)
-            self._renderer.make_ready_for(job.spec.model, form)
             self._stage = _Stage.RENDERING
-            self._renderer.send(Render(job.to_json(), inputs, tuple(sorted(outcome.images)), form))
-            self._until_answered()
+            while not self._render(inputs):
+                pass
             self._stage = _Stage.AFTER
             self._settle()
         except Exception as reason:
@@ -169,6 +169,21 @@ class _Attempt:
             raise
         finally:
             self._delivery.close()
+
+    def _render(self, inputs: Mapping[str, bytes]) -> bool:
+        """Has what is missing rendered; False where pictures came out broken, and there is another form to try."""
+        job, model = self._job, self._job.spec.model
+        form = self._around.form_of(model)
+        self._renderer.make_ready_for(model, form)
+        self._renderer.send(Render(job.to_json(), inputs, tuple(sorted(self._outcome.images)), form))
+        try:
+            self._until_answered()
+        except errors.BadImageError as error:
+            self._settle()
+            if not self._around.give_up_form(model, str(error)):
+                raise
+            return False
+        return True
 
     # Before rendering.
 
@@ -221,6 +236,8 @@ class _Attempt:
                 self._around.on_ready(message)
             elif isinstance(message, NotReady):
                 log.warning("%s could not be warmed up: %s", message.model, message.message)
+                if message.kind == errors.BadImageError.kind:
+                    self._around.give_up_form(message.model, message.message)
 
     def _insist(self, action: Callable[[], _T]) -> _T:
         """Does what may have to wait for store, ledger or Redis, for as long as patience lasts."""

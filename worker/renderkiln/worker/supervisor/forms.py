@@ -12,9 +12,12 @@ from renderkiln.schema.errors import LedgerError, RenderkilnError
 from renderkiln.worker.models.choosing import Form, Wishes, pick_form
 from renderkiln.worker.protocol import FormName
 from renderkiln.worker.runtimes import manifest
+from renderkiln.worker.runtimes.base import ComputeUnit
 from renderkiln.worker.runtimes.naming import controlnet_names
 
 log = logging.getLogger("renderkiln.supervisor")
+#: What is used where a unit does not render a model rightly, in this order.
+_INSTEAD: tuple[ComputeUnit, ...] = ("cpu_and_gpu", "cpu_and_ne", "cpu_only")
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,8 @@ class Forms:
     ) -> None:
         self._wishes = Wishes(settings.engine, settings.compute_unit, settings.variant)
         self._find_model, self._tuned = find_model, tuned
+        #: The units on which a model has made broken pictures, by the model.
+        self._broken: dict[str, set[str]] = {}
 
     def of(self, model: str) -> FormName | None:
         """The form, or None where torch renders the model, or where the renderer will say what is wrong with it."""
@@ -48,6 +53,21 @@ class Forms:
         except RenderkilnError:
             return None
         return None if form is None else (form.variant, form.unit)
+
+    def give_up(self, model: str, why: str) -> bool:
+        """Uses a model on the unit that it has been on no more, if there is another to use; whether there is.
+
+        Args:
+            why: what the unit made of it.
+        """
+        form = self.of(model)
+        broken = self._broken.setdefault(model, set())
+        if form is None or not [unit for unit in _INSTEAD if unit not in (*broken, form[1])] or form[1] == "reference":
+            return False
+        broken.add(form[1])
+        instead = self.of(model) or form
+        log.warning("%s is not rendered on %s any more, but on %s: %s", model, form[1], instead[1], why)
+        return True
 
     def limits(self, models: Iterable[str]) -> Limits:
         """What can be said of the models before they are loaded; of one that cannot be read, nothing is."""
@@ -71,4 +91,8 @@ class Forms:
         except LedgerError as error:
             log.warning("what suits %s best is not known: %s", model, error)
             tuned = None
-        return pick_form(self._find_model(model), self._wishes, tuned)
+        form = pick_form(self._find_model(model), self._wishes, tuned)
+        broken = self._broken.get(model, ())
+        if form is not None and form.unit in broken:
+            return form._replace(unit=next(unit for unit in _INSTEAD if unit not in broken))
+        return form

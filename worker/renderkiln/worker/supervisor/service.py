@@ -119,6 +119,7 @@ class _Service:
             patience=settings.patience,
             inputs=self._inputs,
             form_of=self._forms.of,
+            give_up_form=self._forms.give_up,
             on_ready=self._on_ready,
             on_step=news.step,
             on_image=news.image,

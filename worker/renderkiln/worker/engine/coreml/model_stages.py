@@ -15,6 +15,7 @@ from renderkiln.schema.spec import RenderSpec
 from ...runtimes import manifest
 from ...runtimes.naming import controlnet_names, controlnet_stage
 from ...runtimes.opening import OpenPackage, open_stage
+from .. import self_test
 from ..base import EngineInfo
 from ..files import read_json
 from .adapters import adapt
@@ -42,12 +43,17 @@ class CoreMLModelStages:
         self._manifest = manifest.load(converted)
         vae = read_json(folder / "vae" / "config.json")
         check_manifest(self._manifest, 2 ** (len(vae.get("block_out_channels", [0])) - 1))
-        self.info = EngineInfo("coreml", unit, "float16", attention_slicing=False)
+        self.info = EngineInfo("coreml", unit, "float16", attention_slicing=False, variant=self._manifest.variant)
 
     @property
     def sizes(self) -> tuple[tuple[int, int], ...]:
         """See `ModelStages.sizes`."""
         return self._manifest.sizes
+
+    @property
+    def self_test(self) -> Path:
+        """See `ModelStages.self_test`."""
+        return self._converted / self_test.FILE_NAME
 
     def dtype(self, component: str, config: Any) -> torch.dtype:
         """See `ModelStages.dtype`. Schedulers are better off with float32, and each model casts what it takes."""
