@@ -13,7 +13,13 @@ import torch
 from safetensors.torch import save_file
 
 from renderkiln.home.folder import DataFolder
-from renderkiln.schema.errors import BadInputError, ModelLoadError, ModelNotFoundError, UnsupportedModelError
+from renderkiln.schema.errors import (
+    BadInputError,
+    HubUnavailableError,
+    ModelLoadError,
+    ModelNotFoundError,
+    UnsupportedModelError,
+)
 from renderkiln.worker.convert.options import make_options
 from renderkiln.worker.convert.plan import ModelFacts
 from renderkiln.worker.convert.source import Source, find_source, read_facts
@@ -89,7 +95,7 @@ def test_another_kind_of_pipeline_is_refused_by_its_name(
 
 
 def test_a_repository_that_cannot_be_reached_is_said_to_be(data: DataFolder, offline: Path) -> None:
-    with pytest.raises(ModelNotFoundError, match=r"nobody/nothing.*cannot be reached"):
+    with pytest.raises(HubUnavailableError, match=r"nobody/nothing.*not in this machine's cache.*HF_HUB_OFFLINE"):
         find_source("nobody/nothing", data)
 
 

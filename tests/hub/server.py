@@ -14,12 +14,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 _REVISION = re.compile(r"/api/models/([^/]+/[^/]+)(?:/revision/([^/]+))?")
 _TREE = re.compile(r"/api/models/([^/]+/[^/]+)/tree/([^/]+)")
 _RESOLVE = re.compile(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)")
-_STORED = re.compile(r"/stored/([0-9a-f]{64})")
+_STORED = re.compile(r"/stored/([0-9a-f]{64})/(.+)")
 #: Files of so many bytes are in the large storage; much less than the real Hub's, so that tests stay small.
 LARGE = 2000
 
@@ -58,6 +58,8 @@ class HubServer:
         self.breaks: dict[str, tuple[int, int]] = {}
         #: By the file's name: what is served instead of its bytes.
         self.corrupted: dict[str, bytes] = {}
+        #: Whether a file whose connection broke is not served any more.
+        self.refuse_after_break = False
         self.knows_ranges = True
         #: A status and a message that every request to the Hub is answered with.
         self.refuses_all: tuple[int, str] | None = None
@@ -73,14 +75,10 @@ class HubServer:
         self.repositories[name] = Repository(files, commit, **options)
         return self.repositories[name]
 
-    def stored(self, sha256: str) -> tuple[str, bytes]:
-        """A large file's name and bytes, by its digest."""
-        return next(
-            (name, data)
-            for repository in self.repositories.values()
-            for name, data in repository.files.items()
-            if _sha256(data) == sha256
-        )
+    def stored(self, sha256: str) -> bytes:
+        """A large file's bytes, by its digest."""
+        everything = (data for repository in self.repositories.values() for data in repository.files.values())
+        return next(data for data in everything if _sha256(data) == sha256)
 
     def ranges(self) -> list[str]:
         """What of files in the large storage was asked for in part."""
@@ -89,7 +87,8 @@ class HubServer:
     def fetched(self) -> list[str]:
         """The files whose bytes were asked for, once each."""
         paths = [each.path for each in self.seen if each.method == "GET"]
-        return sorted({unquote(found[3]) for path in paths if (found := _RESOLVE.fullmatch(path))})
+        found = [_RESOLVE.fullmatch(path) or _STORED.fullmatch(path) for path in paths]
+        return sorted({unquote(each[each.re.groups]) for each in found if each})
 
     def close(self) -> None:
         for server in self._servers:
@@ -137,6 +136,10 @@ class _Handler(BaseHTTPRequestHandler):
     def send_file(self, name: str, data: bytes, headers: Mapping[str, str]) -> None:
         """A file's bytes from where the client wants them, up to where the connection is to break."""
         hub = self.hub
+        after, times = hub.breaks.get(name, (0, 0))
+        if name in hub.breaks and not times and hub.refuse_after_break:
+            self.refuse(404, "EntryNotFound")
+            return
         data = hub.corrupted.get(name, data)
         found = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", "")) if hub.knows_ranges else None
         start = int(found[1]) if found else 0
@@ -150,7 +153,6 @@ class _Handler(BaseHTTPRequestHandler):
         if self.command == "HEAD":
             return
         hub.before_bytes(name)
-        after, times = hub.breaks.get(name, (0, 0))
         if times:
             hub.breaks[name] = (after, times - 1)
             self.wfile.write(body[:after])
@@ -210,7 +212,7 @@ class _Hub(_Handler):
             self.send_file(name, data, headers)
             return
         headers |= {"X-Linked-Etag": f'"{_sha256(data)}"', "X-Linked-Size": str(len(data))}
-        self.send(302, b"", {**headers, "Location": f"{self.hub.storage_url}/stored/{_sha256(data)}"})
+        self.send(302, b"", {**headers, "Location": f"{self.hub.storage_url}/stored/{_sha256(data)}/{quote(name)}"})
 
 
 class _Storage(_Handler):
@@ -219,8 +221,7 @@ class _Storage(_Handler):
         if found is None:
             self.send(404)
             return
-        name, data = self.hub.stored(found[1])
-        self.send_file(name, data, {"ETag": f'"{found[1]}"'})
+        self.send_file(unquote(found[2]), self.hub.stored(found[1]), {"ETag": f'"{found[1]}"'})
 
 
 def _entry(name: str, data: bytes) -> dict[str, Any]:

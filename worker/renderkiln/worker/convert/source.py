@@ -6,7 +6,6 @@ Reads names, small JSON files and headers; the weights are the stages' own affai
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,9 +14,11 @@ from pydantic import BaseModel, ConfigDict
 
 from renderkiln.home.folder import DataFolder
 from renderkiln.home.models import find_model
+from renderkiln.home.origin import read_origin
 from renderkiln.schema.errors import BadInputError, ModelNotFoundError, UnsupportedModelError
 
 from ..engine.files import find_weights, read_json
+from ..models.hub import REPOSITORY
 from . import hub
 from .checkpoint import check_fits, refuse_other_kinds, repository_of
 from .options import ConvertOptions
@@ -45,7 +46,6 @@ _NEEDED: Mapping[Family, tuple[str, ...]] = {
     "sdxl": ("text_encoder_2", "unet", "vae"),
 }
 _OPTIONAL: Mapping[Family, tuple[str, ...]] = {"sd": ("safety_checker",), "sdxl": ("text_encoder",)}
-_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 class Source(BaseModel):
@@ -85,6 +85,7 @@ def find_source(
 
     Raises:
         BadInputError: there is no such model, or it is a pickle or of a kind that cannot be converted.
+        ModelFetchError: it is to come from the Hub, which cannot be reached or refuses.
         ModelLoadError: it is there, and damaged.
     """
     refuse_pickles(model)
@@ -192,14 +193,14 @@ def _find_folder(model: str, models: DataFolder, revision: str | None) -> tuple[
     if path.is_dir() and not is_installed:
         raise ModelNotFoundError(f"{path} is no model in diffusers' layout: it has no model_index.json")
     try:
-        found = find_model(models, model)
-    except ModelNotFoundError:
-        if not _HUB_NAME.fullmatch(model):
+        found = find_model(models, model, revision)
+    except ModelNotFoundError:  # or it is here in another revision
+        if not REPOSITORY.fullmatch(model):
             raise
         folder, commit = hub.fetch_model(model, revision)
         return model, folder, commit
-    _no_revision(model, revision)
-    return model, found, None
+    origin = read_origin(found)
+    return model, found, origin.revision if origin else None
 
 
 def _config_folder(config: Path) -> Path:
@@ -221,7 +222,7 @@ def _find_part(name: str, flag: str, subfolder: str) -> Path:
     if path.is_file():
         raise BadInputError(f"{flag} {name} is a file; give a folder in diffusers' layout, or a repository of the Hub")
     if not path.is_dir():
-        if not _HUB_NAME.fullmatch(name):
+        if not REPOSITORY.fullmatch(name):
             raise ModelNotFoundError(f"{flag} {name}: no such folder, and no repository's name (OWNER/NAME)")
         path = hub.fetch_component(name, subfolder)
     for folder in (path, path / subfolder):

@@ -18,7 +18,8 @@ from ..runtimes.base import TensorInfo
 from .hub import COMPONENTS
 from .layout import variants
 
-_SHORT = 12
+#: Of a commit's name, in a table.
+_SHORT = 10
 
 
 def listed(model: InstalledModel) -> dict[str, Any]:
@@ -56,13 +57,16 @@ def shown(model: InstalledModel) -> dict[str, Any]:
 
 def list_table(rows: list[dict[str, Any]]) -> RenderableType:
     """`listed` for people."""
-    table = Table("model", "pipeline", "holds", "MB", "revision", "where", box=None, header_style="bold")
+    table = Table(box=None, header_style="bold")
+    table.add_column("model", no_wrap=True)
+    table.add_column("holds")
+    table.add_column("MB", justify="right")
+    table.add_column("revision")
     for row in rows:
-        where = "packaged demo model" if row["packaged"] else row["path"]
         holds = ", ".join([*row["variants"], *(["weights"] if row["weights"] else [])]) or "nothing to render with"
-        revision = (row["revision"] or "")[:_SHORT]
         holds = "damaged" if row["problem"] else holds
-        table.add_row(row["name"], row["pipeline"], holds, _megabytes(row["size_bytes"]), revision, where)
+        revision = "packaged" if row["packaged"] else (row["revision"] or "")[:_SHORT]
+        table.add_row(row["name"], holds, _megabytes(row["size_bytes"]), revision)
     return table
 
 

@@ -92,7 +92,7 @@ def _fetch_one(wanted: Wanted, target: Path, on_bytes: Callable[[int], None]) ->
     part = _part(target)
     if part.exists() and part.stat().st_size > file.size_bytes:
         part.unlink()
-    with part.open("ab", buffering=_CHUNK) as received, errors_as_ours(wanted.repository, wanted.commit):
+    with part.open("ab") as received, errors_as_ours(wanted.repository, wanted.commit):
         on_bytes(received.tell())
         _receive_all(wanted, received, on_bytes)
     record = record_of(part)

@@ -160,7 +160,8 @@ def explain(repository: str, revision: str | None, error: Exception) -> Renderki
         return ModelNotFoundError(f"{what}that is no name of a repository; write OWNER/NAME")
     if names & {"LocalEntryNotFoundError", "OfflineModeIsEnabled"} or is_network(error):
         why = "HF_HUB_OFFLINE is set" if hub.constants.HF_HUB_OFFLINE else "the Hub cannot be reached"
-        return HubUnavailableError(f"{what}it is not in this machine's cache, and {why}")
+        cached = "it is not in this machine's cache, and " if "LocalEntryNotFoundError" in names else ""
+        return HubUnavailableError(f"{what}{cached}{why}")
     if status is not None and status >= 500:
         return HubUnavailableError(f"{what}it answers with {status}; try again later")
     return ModelFetchError(what + (str(error).strip().splitlines() or [type(error).__name__])[0])
