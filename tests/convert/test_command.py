@@ -258,6 +258,14 @@ def test_limited_files_are_said_and_leave_no_half(tmp_path: Path) -> None:
     assert packages(out) == set()
 
 
+def test_a_controlnet_may_be_named_for_its_unets_sake_alone(tiny: Path, tmp_path: Path) -> None:
+    source, plan, _ = plan_of(tiny / "sd1", source={"controlnets": (str(tiny / "edges"),)}, stages=("control-unet",))
+    copy_small_files(source, tmp_path, tuple(stage.stage for stage in plan.stages if stage.kind == "controlnet"))
+    assert not (tmp_path / "controlnet-edges").exists()
+    copy_small_files(source, tmp_path, ("controlnet-edges",))
+    assert (tmp_path / "controlnet-edges" / "config.json").is_file()
+
+
 def test_a_small_file_that_cannot_be_put_in_place_leaves_nothing_beside_it(tiny: Path, tmp_path: Path) -> None:
     source, _, _ = plan_of(tiny / "sd1")
     (tmp_path / "model_index.json").mkdir()

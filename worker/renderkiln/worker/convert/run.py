@@ -127,7 +127,7 @@ class _Run:
         kept = tuple(stage.stage for stage in self.plan.stages if self._is_there(stage, stages.get(stage.stage)))
         self.watcher.planned(self.plan, kept, self.source)
         controlnets = tuple(stage.stage for stage in self.plan.stages if stage.kind == "controlnet")
-        copy_small_files(self.source, self.folder, controlnets if controlnets else ())
+        copy_small_files(self.source, self.folder, controlnets)
         manifest = self._save(stages)
         waiting = [stage for stage in self.plan.stages if stage.stage not in kept]
         processes = _Processes(self.work)

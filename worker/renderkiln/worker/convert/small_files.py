@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ..engine.files import read_json
+from ..runtimes.naming import controlnet_stage
 from .source import Source, component_folder
 
 #: Folders of files that are small throughout.
@@ -18,7 +19,11 @@ _SUFFIXES = (".json", ".txt")
 
 
 def copy_small_files(source: Source, folder: Path, controlnet_stages: tuple[str, ...]) -> None:
-    """Writes model_index.json, configs, tokenizers and scheduler; replaces what is there."""
+    """Writes model_index.json, configs, tokenizers and scheduler; replaces what is there.
+
+    Args:
+        controlnet_stages: the ControlNets that are converted; others may have been named for their UNet's sake.
+    """
     index = read_json(source.folder / "model_index.json")
     if source.checkpoint is not None:
         # Its weights hold no safety checker, whatever the repository of its configs has.
@@ -33,8 +38,9 @@ def copy_small_files(source: Source, folder: Path, controlnet_stages: tuple[str,
         config = component_folder(source, name) / "config.json"
         if config.is_file() and (name != "safety_checker" or source.checkpoint is None):
             _copy(config, folder / name / "config.json")
-    for stage, (_, path) in zip(controlnet_stages, source.controlnets, strict=True):
-        _copy(path / "config.json", folder / stage / "config.json")
+    for name, path in source.controlnets:
+        if controlnet_stage(name) in controlnet_stages:
+            _copy(path / "config.json", folder / controlnet_stage(name) / "config.json")
     _write(folder / "model_index.json", json.dumps(index, indent=2) + "\n")
 
 
