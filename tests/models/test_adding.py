@@ -154,7 +154,6 @@ def test_what_cannot_be_added_is_said_and_leaves_nothing(
 def test_a_copy_that_does_not_fit_is_refused(
     data: DataFolder, diffusers: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from types import SimpleNamespace
 
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
     with pytest.raises(DiskFullError, match="make room"):
