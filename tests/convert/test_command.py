@@ -289,6 +289,7 @@ def test_a_small_file_that_cannot_be_put_in_place_leaves_nothing_beside_it(tiny:
         (["shapes", "-o", "out", "--lora", "nowhere.safetensors"], "no such file"),
         (["shapes", "-o", "out", "--recipe", "nowhere.json"], "nowhere.json: cannot be read"),
         (["shapes", "-o", "out", "--recipe", __file__], "ends in"),
+        (["shapes", "-o", __file__], "is a file"),
     ],
 )
 def test_bad_input_ends_with_2_and_writes_nothing(

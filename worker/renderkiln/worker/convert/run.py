@@ -77,6 +77,8 @@ def convert(source: Source, options: ConvertOptions, folder: Path, watcher: Watc
     facts = read_facts(source, options)
     plan = make_plan(facts, options, {name: versions[name] for name in _DECIDING})
     _read_what_stages_will(options)
+    if folder.exists() and not folder.is_dir():
+        raise BadInputError(f"-o {folder} is a file; give a folder")
     with _disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
     with _only_one(folder), _disk_errors(folder), _work_folder(folder) as work:
