@@ -11,6 +11,7 @@ NAMES = (
     "whole_system",
     "judge_shapes",
     "convert_sd15",
+    "conversion_matrix",
     "converted_shapes",
     "compress_shapes",
     "reference_runtime",

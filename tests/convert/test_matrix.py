@@ -1,4 +1,8 @@
-"""Every attention × batch × cut in two × compressed, with the demo model: six conversions, the rest made of them."""
+"""Every attention × batch × cut in two, with the demo model, each at 16 bits and at one other width.
+
+All widths for each of them take minutes: `python -m benchmarks.conversion_matrix` does that, and its table is in
+benchmarks/RESULTS.md. The six UNets hold the same weights in other forms, so that here the widths take turns.
+"""
 
 from __future__ import annotations
 
