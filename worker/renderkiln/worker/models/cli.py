@@ -170,19 +170,19 @@ def remove(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     data_dir: _DataDir = None,
 ) -> None:
-    """Remove a model from this machine. Of one that was added with --link, the folder itself stays.
+    """Remove a model from this machine, and what was begun of it. Of one added with --link, the folder itself stays.
 
     Example: renderkiln models rm apple/coreml-stable-diffusion-v1-5 --yes
     """
-    from .store import find_own
+    from .store import removable
     from .store import remove as remove_model
 
     data = _data(data_dir)
-    folder = find_own(data, name)
+    folders = removable(data, name)
     if not yes:
         if not sys.stdin.isatty():
             raise BadInputError(f"{name} is not removed without a yes; say --yes")
-        typer.confirm(f"Remove {name} ({folder})?", abort=True, err=True)
+        typer.confirm(f"Remove {name} ({', '.join(map(str, folders))})?", abort=True, err=True)
     remove_model(data, name)
 
 
@@ -219,6 +219,8 @@ def _about(plan: PullPlan, left: int, free: int) -> str:
     what = f"{plan.listing.repository}{f', {variant},' if variant else ''} at commit {plan.listing.commit[:12]}"
     here = "" if left == size else f", of which {(size - left) / 1e6:,.1f} MB are here already"
     lines = [f"{what}: {len(plan.wanted)} files, {size / 1e6:,.1f} MB{here}; {free / 1e6:,.1f} MB are free on the disk"]
+    if plan.request.form == "compiled" and sys.platform != "darwin":
+        lines.append("compiled models run on macOS alone; --format packages runs here, too")
     if plan.original is not None:
         lines.append(f"tokenizer, scheduler and configs from {plan.original.repository}")
     if len(plan.choice.there) > 1:

@@ -19,7 +19,13 @@ from renderkiln.home.folder import DataFolder
 from renderkiln.home.models import installed_models
 from renderkiln.home.origin import FILE_NAME as ORIGIN
 from renderkiln.home.origin import Origin, read_origin
-from renderkiln.schema.errors import BadInputError, CorruptFileError, DiskFullError, ModelLoadError, ModelNotFoundError
+from renderkiln.schema.errors import (
+    BadInputError,
+    CorruptFileError,
+    DiskFullError,
+    ModelLoadError,
+    ModelNotFoundError,
+)
 
 from ..engine.files import find_weights, read_json
 from ..runtimes import manifest as manifests
@@ -53,7 +59,7 @@ def coming(data: DataFolder, key: str) -> Iterator[Path]:
     Raises:
         BadInputError: another process puts the same model together.
     """
-    folder = data.ensure().models / _COMING / key.replace("/", "--")
+    folder = data.ensure().models / _COMING / _key(key)
     with full_disk_as_ours(data.root):
         folder.mkdir(parents=True, exist_ok=True)
     handle = os.open(folder, os.O_RDONLY)
@@ -105,22 +111,38 @@ def find_own(data: DataFolder, name: str) -> Path:
     raise ModelNotFoundError(f"model {name!r} is not on this machine; `renderkiln models list` shows what is")
 
 
+def removable(data: DataFolder, name: str) -> list[Path]:
+    """What removing a model would take away: its folder, and what was begun of it and not ended.
+
+    Raises:
+        ModelNotFoundError: there is neither.
+        BadInputError: it is the packaged one.
+    """
+    begun = coming_of(data, name)
+    try:
+        return [find_own(data, name), *begun]
+    except BadInputError:
+        if not begun:
+            raise
+        return begun
+
+
 def remove(data: DataFolder, name: str) -> None:
     """Removes a model: at once for whoever looks, then its files. Of one that was added as a link, the link.
 
     Raises:
-        ModelNotFoundError: there is none.
-        BadInputError: it is the packaged one.
+        BadInputError: see `removable`.
     """
-    path = find_own(data, name)
-    if path.is_symlink():
-        path.unlink()
-    else:
-        gone = Path(tempfile.mkdtemp(dir=_hidden(data), prefix="removed-"))
-        path.rename(gone / "model")
-        shutil.rmtree(gone)
-    if path.parent != data.models and not any(path.parent.iterdir()):
-        path.parent.rmdir()
+    for path in removable(data, name):
+        if path.is_symlink():
+            path.unlink()
+        else:
+            (data.models / _COMING).mkdir(exist_ok=True)
+            gone = Path(tempfile.mkdtemp(dir=data.models / _COMING, prefix=".removed-"))
+            path.rename(gone / "model")
+            shutil.rmtree(gone)
+        if path.parent not in (data.models, data.models / _COMING) and not any(path.parent.iterdir()):
+            path.parent.rmdir()
 
 
 def forget(folder: Path) -> None:
@@ -193,10 +215,10 @@ def check_complete(folder: Path) -> None:
 
 def coming_of(data: DataFolder, name: str) -> list[Path]:
     """The folders in which a model of that name was begun and not ended."""
-    return sorted((data.models / _COMING).glob(f"{name.replace('/', '--')}@*"))
-
-
-def _hidden(data: DataFolder) -> Path:
     folder = data.models / _COMING
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
+    return [each for each in folder.iterdir() if each.name.startswith(_key(f"{name}@"))] if folder.is_dir() else []
+
+
+def _key(text: str) -> str:
+    # A sign that no model's name has, so that no two names come to the same.
+    return text.replace("/", "+")
