@@ -55,7 +55,7 @@ class Library:
     def converted(self, name: str) -> Path:
         """A converted model: its name here is that of the model, and what is special about it."""
         model, _, special = name.partition("-")
-        core: tuple[str, ...] = ("text_encoder", "unet", "vae_decoder")
+        core: tuple[str, ...] = ("text_encoders", "unet", "vae_decoder")
         options: dict[str, dict[str, Any]] = {
             "": {},
             "one": {"unet_batch_one": True, "chunk_unet": True, "attention": "split-einsum-v2", "stages": core},

@@ -120,9 +120,9 @@ def test_a_worker_knows_the_limits_of_its_models(
 
     forms = Forms(Settings(data_dir=tmp_path), find, tuned)
     with caplog.at_level(logging.WARNING):
-        limits = forms.limits(["controlled", "free", "broken", "gone"])
+        limits = forms.limits(["controlled", "free", "broken", "gone"], ["canny"])
     assert limits.sizes == {"controlled": ((32, 32),)}
-    assert limits.controlnets == {"controlled": ("edges", "depth")}
+    assert limits.controlnets == {"controlled": ("edges", "depth"), "free": ("canny",)}
     assert "broken" in caplog.text
     assert forms.of("controlled") == ("original", "reference")
     assert forms.of("free") is None

@@ -141,8 +141,8 @@ class DiffusersEngine(Engine):
         pipelines = self._open(spec.model, spec.revision)
         size = _check_fit(pipelines, spec)
         pictures = None
-        for reference in (spec.init_image, spec.mask_image, *(each.image for each in spec.controlnets)):
-            if reference is not None and reference not in inputs:
+        for reference in spec.pictures:
+            if reference not in inputs:
                 raise ImageInputError(f"the picture {reference} did not come with the job")
         if spec.init_image is not None:
             mask = None if spec.mask_image is None else inputs[spec.mask_image]

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
+from renderkiln.home.controlnets import find_controlnet
 from renderkiln.home.folder import DataFolder
 
 from ..models.choosing import Wishes, check_unit, pick_form
@@ -46,7 +48,7 @@ def make_engine(
     def open_stages(model: str, folder: Path) -> ModelStages:
         form = pick_form(folder, choice.wishes, tuned(model))
         if form is None:
-            return TorchModelStages(folder, options, lambda name: find_model(name, None))
+            return TorchModelStages(folder, options, partial(find_controlnet, data))
         return CoreMLModelStages(folder, form.folder, package_opener(form.unit, data), form.unit)
 
     unopened = EngineInfo("coreml", choice.wishes.compute_unit, "float16", attention_slicing=False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,11 +22,11 @@ _INSTEAD: tuple[ComputeUnit, ...] = ("cpu_and_gpu", "cpu_and_ne", "cpu_only")
 
 @dataclass(frozen=True)
 class Limits:
-    """What converted models cannot but do, for the worker's announcement."""
+    """What can be rendered with each model, for the worker's announcement."""
 
     #: The sizes, (width, height), of each model that has fixed ones.
     sizes: Mapping[str, tuple[tuple[int, int], ...]]
-    #: The ControlNets of each such model.
+    #: The ControlNets of each model.
     controlnets: Mapping[str, tuple[str, ...]]
 
 
@@ -69,8 +69,12 @@ class Forms:
         log.warning("%s is not rendered on %s any more, but on %s: %s", model, form[1], instead[1], why)
         return True
 
-    def limits(self, models: Iterable[str]) -> Limits:
-        """What can be said of the models before they are loaded; of one that cannot be read, nothing is."""
+    def limits(self, models: Iterable[str], stored_controlnets: Sequence[str]) -> Limits:
+        """What can be said of the models before they are loaded; of one that cannot be read, nothing is.
+
+        Args:
+            stored_controlnets: the names of those that torch renders with.
+        """
         sizes: dict[str, tuple[tuple[int, int], ...]] = {}
         controlnets: dict[str, tuple[str, ...]] = {}
         for model in models:
@@ -80,7 +84,9 @@ class Forms:
             except RenderkilnError as error:
                 log.warning("%s: %s", model, error)
                 continue
-            if converted is not None:
+            if converted is None:
+                controlnets[model] = tuple(stored_controlnets)
+            else:
                 sizes[model] = converted.sizes
                 controlnets[model] = controlnet_names(converted.stages)
         return Limits(sizes, controlnets)

@@ -16,6 +16,7 @@ from typing import Any
 import redis
 
 from renderkiln.home.connect import Connection
+from renderkiln.home.controlnets import installed_controlnets
 from renderkiln.home.folder import DataFolder
 from renderkiln.home.ledger import Ledger
 from renderkiln.home.models import find_model, installed_models
@@ -96,7 +97,7 @@ class _Service:
         )
         self._renderer = Renderer(config)
         self._forms = Forms(settings, partial(find_model, self._folder), self._ledger.tuned_form)
-        self._limits = self._forms.limits(self._models)
+        self._limits = self._forms.limits(self._models, installed_controlnets(self._folder))
         self._worker = RenderWorker(
             [names.queue(priority, model) for priority in PRIORITIES for model in self._models],
             connection=self._redis,
