@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -12,7 +15,7 @@ from renderkiln.home.folder import DataFolder
 from renderkiln.schema.errors import ModelFetchError
 
 from . import repositories
-from .conftest import Command, Pull
+from .conftest import Command, Pull, own
 from .repositories import ORIGINAL, PALETTIZED
 from .server import HubServer
 
@@ -51,6 +54,35 @@ def test_what_a_process_has_of_a_file_the_next_one_goes_on_from(hub: HubServer, 
     hub.refuse_after_break = False
     assert command("models", "pull", PALETTIZED, *GIVEN).returncode == 0
     assert hub.ranges()[-1] == "bytes=100000-"
+
+
+def test_ctrl_c_ends_a_pull_and_keeps_what_it_has(
+    hub: HubServer, command: Command, environment: dict[str, str], data: DataFolder
+) -> None:
+    name = "split_einsum_v2/compiled/Unet.mlmodelc/weights/weight.bin"
+    asked, answer = threading.Event(), threading.Event()
+
+    def hold(file: str) -> None:
+        if file == name:
+            asked.set()
+            answer.wait(60)
+
+    hub.before_bytes = hold
+    line = [sys.executable, "-m", "renderkiln.producer", "models", "pull", PALETTIZED, *GIVEN]
+    with subprocess.Popen(line, env=environment, stderr=subprocess.PIPE, text=True) as pulling:
+        try:
+            assert asked.wait(60)
+            pulling.send_signal(signal.SIGINT)
+            _, said = pulling.communicate(timeout=60)
+        finally:
+            answer.set()
+    assert (pulling.returncode, "Traceback" in said) == (130, False)
+    assert own(data) == []
+    hub.before_bytes = lambda _: None
+    hub.seen.clear()
+    assert command("models", "pull", PALETTIZED, *GIVEN).returncode == 0
+    assert "split_einsum_v2/compiled/TextEncoder.mlmodelc/weights/weight.bin" not in hub.fetched()
+    assert name in hub.fetched()
 
 
 def test_what_was_begun_can_be_removed(hub: HubServer, pull: Pull, command: Command, data: DataFolder) -> None:

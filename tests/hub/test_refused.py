@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import json
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,7 @@ from renderkiln.schema.errors import (
     ModelLoadError,
     ModelNotFoundError,
     UnsupportedModelError,
+    WorkerUnavailableError,
 )
 from renderkiln.worker.models import store
 from renderkiln.worker.models.layout import variants
@@ -182,3 +185,28 @@ def test_one_pull_at_a_time(hub: HubServer, data: DataFolder) -> None:
     assert plan is not None
     with store.coming(data, plan.key), pytest.raises(BadInputError, match="another renderkiln"):
         run_pull(plan, data, lambda *_: None, lambda _: None)
+
+
+def test_a_manifest_that_lies_of_its_packages_is_refused(hub: HubServer, pull: Pull, data: DataFolder) -> None:
+    files = repositories.files_of(pull(variant="original", name="made"))
+    manifest = json.loads(files["original/manifest.json"])
+    manifest["stages"]["vae_decoder"]["packages"][0]["inputs"][0]["shapes"] = [[1, 4, 16, 16]]
+    hub.add("owner/lying", {**files, "original/manifest.json": json.dumps(manifest).encode()})
+    with pytest.raises(ModelLoadError, match=r"takes z float32 \(1, 4, 8, 8\); its manifest says"):
+        pull("owner/lying")
+    hub.add("owner/changed", {**files, "original/Unet.mlmodelc/weights/weight.bin": bytes(5000)})
+    with pytest.raises(ModelLoadError, match="SHA-256 is another"):
+        pull("owner/changed")
+    assert own(data) == ["made"]
+
+
+def test_without_coremltools_packages_are_refused_before_they_are_fetched(
+    hub: HubServer, pull: Pull, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "coremltools" else find(name))
+    hub.add("owner/packages", {"original/packages/a_unet.mlpackage/Manifest.json": b"{}"})
+    with pytest.raises(WorkerUnavailableError, match=r"needs coremltools.*\[worker,coreml\]"):
+        pull("owner/packages", form="packages", original=ORIGINAL)
+    assert hub.fetched() == []
+    assert pull(variant="original").is_dir()

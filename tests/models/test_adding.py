@@ -151,6 +151,33 @@ def test_what_cannot_be_added_is_said_and_leaves_nothing(
     assert list((data.models / ".coming").iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"shapes": [[2, 4, 16, 16]]},
+            r"takes sample float16 \(2, 4, 8, 8\), .*manifest says sample float16 \(2, 4, 16, 16\)",
+        ),
+        ({"dtype": "float32"}, "its manifest says sample float32"),
+        ({"name": "simple"}, "its manifest says simple"),
+    ],
+    ids=["shape", "dtype", "name"],
+)
+@pytest.mark.parametrize("link", [False, True], ids=["copied", "linked"])
+def test_a_manifest_that_lies_of_its_packages_is_refused(
+    data: DataFolder, apples: Path, diffusers: Path, change: dict[str, object], message: str, link: bool
+) -> None:
+    made = add(Addition(apples, name="made", original=str(diffusers)), data)
+    lying = made.parent.parent / "lying"
+    shutil.copytree(made, lying)
+    manifest = json.loads((lying / "original" / "manifest.json").read_text())
+    manifest["stages"]["unet"]["packages"][0]["inputs"][0].update(change)
+    (lying / "original" / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ModelLoadError, match=message):
+        add(Addition(lying, link=link), data)
+    assert own(data) == ["made"]
+
+
 def test_a_copy_that_does_not_fit_is_refused(
     data: DataFolder, diffusers: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,7 +13,7 @@ from renderkiln.home.origin import FileRecord, Origin, read_origin
 from renderkiln.schema.errors import BadInputError, ModelNotFoundError
 
 from ..runtimes import manifest as manifests
-from .adopt import adopt
+from .adopt import adopt, check_specs, say_what_reading_needs
 from .apple import variant_of
 from .fetch import fetch, full_disk_as_ours, record_of
 from .hub import COMPONENTS, INDEX, REPOSITORY, list_files, small_files, weights_of
@@ -48,6 +48,7 @@ def add(wish: Addition, data: DataFolder) -> Path:
         BadInputError: there is no such folder, it is no model, or the name is taken.
         ModelLoadError: the model is damaged or not complete.
         DiskFullError: there is no room for a copy.
+        WorkerUnavailableError: a library is missing.
     """
     path = wish.path.expanduser().resolve()
     if not path.is_dir():
@@ -62,6 +63,7 @@ def add(wish: Addition, data: DataFolder) -> Path:
     if path.is_relative_to(data.models.resolve()):
         raise BadInputError(f"{path} lies in the store already")
     names = [file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file()]
+    say_what_reading_needs(names)
     is_ours = any(f"{folder}{manifests.FILE_NAME}" in names for folder in ("", *(f"{each}/" for each in VARIANTS)))
     if not is_ours and find_parts(names):
         return _add_apples(wish, path, names, name, data)
@@ -77,6 +79,8 @@ def _add_whole(wish: Addition, path: Path, names: list[str], name: str, data: Da
     if wish.variant is not None:
         raise BadInputError(f"--variant {wish.variant}: {path} is taken in as it is; leave it out")
     check_complete(path)
+    for converted in variants(path).values():
+        check_specs(converted, path)
     target = data.ensure().models / name
     if wish.link:
         target.parent.mkdir(parents=True, exist_ok=True)

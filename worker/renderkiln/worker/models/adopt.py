@@ -7,7 +7,7 @@ rendering needs; so a folder with a missing stage or half of a chunked UNet is r
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from renderkiln.schema.errors import ModelLoadError, UnsupportedModelError
 
 from ..engine.coreml.interface import check_manifest
 from ..engine.files import read_json
+from ..needs import say_what_is_missing
 from ..runtimes import manifest as manifests
 from ..runtimes.base import TensorInfo
 from ..runtimes.compiled import Compiled, describe_compiled
@@ -64,6 +65,33 @@ def adopt(folder: Path, small_files: Path, *, model: str, revision: str | None, 
     check_manifest(manifest, scale)
     manifests.save(manifest, folder)
     return manifest
+
+
+def say_what_reading_needs(files: Iterable[str]) -> None:
+    """Raises WorkerUnavailableError where files lie in packages, whose specs cannot be read without coremltools.
+
+    Asked before gigabytes are fetched or copied.
+    """
+    if any(f"{PACKAGE}/" in each for each in files):
+        say_what_is_missing("taking in Core ML packages", ("coremltools", "numpy", "torch"), "worker,coreml")
+
+
+def check_specs(folder: Path, small_files: Path) -> None:
+    """Holds a manifest that came with its packages to what they say of themselves, and to what rendering needs.
+
+    Raises:
+        ModelLoadError: it says of a package what is not so, or a stage is missing.
+    """
+    manifest = manifests.read(folder)
+    for stage in manifest.stages.values():
+        for info in stage.packages:
+            inputs, outputs, _ = _interface(manifests.open_model(folder / info.file))
+            for verb, said, found in (("takes", info.inputs, inputs), ("gives", info.outputs, outputs)):
+                if not _agree(said, found):
+                    raise ModelLoadError(
+                        f"{folder / info.file} {verb} {_listed(found)}; its manifest says {_listed(said)}"
+                    )
+    check_manifest(manifest, pixels_per_latent(small_files))
 
 
 def pixels_per_latent(small_files: Path) -> int:
@@ -138,3 +166,17 @@ def _sizes(folder: Path, stages: Mapping[str, StageInfo], scale: int) -> tuple[t
     if not shapes:
         raise ModelLoadError(f"{folder / stage.packages[0].file} does not say what sizes it renders")
     return tuple(dict.fromkeys((width * scale, height * scale) for _, _, height, width in shapes))
+
+
+def _agree(said: Iterable[TensorInfo], found: Iterable[TensorInfo]) -> bool:
+    there = {each.name: each for each in found}
+    return {each.name for each in said} == set(there) and all(
+        each.dtype == there[each.name].dtype
+        # What follows from the inputs need not be listed.
+        and (not each.shapes or not there[each.name].shapes or set(each.shapes) == set(there[each.name].shapes))
+        for each in said
+    )
+
+
+def _listed(tensors: Iterable[TensorInfo]) -> str:
+    return ", ".join(f"{each.name} {each.dtype} {' or '.join(map(str, each.shapes))}".rstrip() for each in tensors)

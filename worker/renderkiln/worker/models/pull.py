@@ -16,7 +16,7 @@ from renderkiln.home.origin import Origin, read_origin
 from renderkiln.schema.errors import BadInputError, ModelLoadError, RevisionNotFoundError
 
 from ..runtimes import manifest as manifests
-from .adopt import adopt
+from .adopt import adopt, check_specs, say_what_reading_needs
 from .apple import ORIGINALS
 from .fetch import Wanted, bytes_to_fetch, fetch, full_disk_as_ours
 from .hub import INDEX, REPOSITORY, Listing, list_files, safe_path, small_files
@@ -75,6 +75,7 @@ def plan_pull(request: Request, data: DataFolder) -> PullPlan | None:
     Raises:
         BadInputError: there is no such model, revision or variant, or the store has another model of that name.
         ModelFetchError: the Hub cannot be reached, or refuses.
+        WorkerUnavailableError: a library is missing.
     """
     check_repository(request.repository)
     name = request.name or request.repository
@@ -84,6 +85,7 @@ def plan_pull(request: Request, data: DataFolder) -> PullPlan | None:
     request = _at_what_is_here(request, name, target) if is_here else request
     listing = list_files(request.repository, request.revision)
     choice = choose_files(request.repository, listing.files, request.variant, request.form, advice().variant)
+    say_what_reading_needs(map(str, choice.files.values()))
     if is_here and _has_all(target, name, listing, choice):
         return None
     wanted = [
@@ -231,7 +233,9 @@ def _check(plan: PullPlan, folder: Path, target: Path) -> None:
             variant=choice.variant,
         )
     elif choice.kind == "converted":
-        manifests.load(folder / (choice.variant or ""), digests=True)
+        converted = folder / (choice.variant or "")
+        manifests.load(converted, digests=True)
+        check_specs(converted, folder)
     if not plan.adds:
         check_complete(folder)
 
