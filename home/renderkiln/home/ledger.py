@@ -88,6 +88,12 @@ class Ledger:
                 insert(TuningRow).values(values).on_conflict_do_update(index_elements=["model"], set_=values)
             )
 
+    def forget_tuning(self, model: str) -> bool:
+        """Forgets what `tuned` kept of a model; whether there was something."""
+        with self._session() as session:
+            gone: Any = session.execute(sa.delete(TuningRow).where(TuningRow.model == model))
+            return bool(gone.rowcount)
+
     def attempt_started(self, job: Job, execution_id: str, number: int, worker: str) -> None:
         """Records the attempt, and the job if it is new here; an attempt that a crash left open becomes abandoned."""
         now = _now()
