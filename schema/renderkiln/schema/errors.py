@@ -220,6 +220,12 @@ class CompressionError(ConversionError):
     kind = "compression"
 
 
+class MeasurementError(RenderkilnError):
+    """Raised when a model was to be measured and does not render rightly here in any form that was tried."""
+
+    kind = "measurement"
+
+
 class RendererDiedError(RenderFailedError):
     """Raised when the renderer process ended in mid-job, by a crash or by the system's memory killer."""
 

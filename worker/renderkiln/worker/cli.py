@@ -1,4 +1,4 @@
-"""The worker's part of the command line: `renderkiln worker`, `renderkiln convert` and `renderkiln models`.
+"""The worker's part of the command line: `worker`, `convert`, `compress`, `recipe`, `models`, `tune` and `bench`.
 
 Hooked into the one command through the entry-point group `renderkiln.commands`; nothing heavy is imported before a
 command runs.
@@ -19,6 +19,7 @@ from renderkiln.home.settings import Settings, load
 from .convert.apple import AppleCommand
 from .convert.cli import convert
 from .convert.compress.cli import add_commands as add_compress_commands
+from .measuring.cli import add_commands as add_measuring_commands
 from .models.cli import add_commands as add_model_commands
 from .needs import RENDERING, say_what_is_missing
 from .runtimes.apple.cli import add_commands as add_compile_commands
@@ -30,6 +31,7 @@ def add_commands(app: typer.Typer) -> None:
     app.command("convert", cls=AppleCommand)(convert)
     add_compress_commands(app)
     add_compile_commands(add_model_commands(app))
+    add_measuring_commands(app)
 
 
 def worker(

@@ -23,7 +23,7 @@ from .system import ComputeUnit, on_macos
 
 #: Printed by the system where the Neural Engine's compiler gives up; the model then loads all the same, and is slow, or
 #: ends the process that runs it (apple/coremltools#2758).
-_REFUSED = "ANECCompile() FAILED"
+REFUSED = "ANECCompile() FAILED"
 _LOG_LINES = 3
 
 
@@ -88,7 +88,7 @@ def compile_ahead(job: Job) -> Done:
     answer = Answer.model_validate_json(said)
     if answer.done is None:
         raise (OutOfMemoryError if answer.kind == OutOfMemoryError.kind else ModelLoadError)(answer.message)
-    return answer.done.model_copy(update={"refused": _REFUSED in log})
+    return answer.done.model_copy(update={"refused": REFUSED in log})
 
 
 def _died(name: str, code: int, log: str) -> RenderkilnError:

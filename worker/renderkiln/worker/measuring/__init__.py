@@ -1,0 +1,1 @@
+"""Measures what this machine makes of a model: `renderkiln tune` and `renderkiln bench model`."""
