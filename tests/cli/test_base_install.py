@@ -38,14 +38,26 @@ main()
 def test_a_base_install_says_what_a_command_needs(command: list[str], tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "unet.mlpackage").mkdir()
-    said = subprocess.run(
+    said = _run(command, tmp_path)
+    assert said.returncode == 3, said.stderr
+    assert "which the base install leaves out: pip install" in " ".join(said.stderr.split())
+    assert "Traceback" not in said.stderr
+
+
+@pytest.mark.parametrize(
+    "command", [["list"], ["show", "shapes"], ["verify", "shapes"], ["path", "shapes"]], ids=lambda command: command[0]
+)
+def test_a_base_install_can_look_at_its_models(command: list[str], tmp_path: Path) -> None:
+    said = _run(["models", *command], tmp_path)
+    assert (said.returncode, "shapes" in said.stdout, said.stderr) == (0, True, "")
+
+
+def _run(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
         [sys.executable, "-c", HIDING, *command],
-        cwd=tmp_path,
-        env=os.environ | {"RENDERKILN_DATA_DIR": str(tmp_path / "data")},
+        cwd=folder,
+        env=os.environ | {"RENDERKILN_DATA_DIR": str(folder / "data")},
         capture_output=True,
         text=True,
         timeout=60,
     )
-    assert said.returncode == 3, said.stderr
-    assert "which the base install leaves out: pip install" in " ".join(said.stderr.split())
-    assert "Traceback" not in said.stderr

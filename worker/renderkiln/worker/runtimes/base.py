@@ -7,18 +7,19 @@ is never reshaped, cast or guessed.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
-import numpy as np
-from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
+
+if TYPE_CHECKING:  # manifests are read where numpy is not installed, too
+    from numpy.typing import NDArray
 
 #: The element types that Core ML declares for inputs and outputs.
 DType = Literal["float16", "float32", "int32"]
 #: What computes: Core ML's own names, or `reference`, our evaluator on the CPU, which is all there is elsewhere.
 ComputeUnit = Literal["cpu_and_ne", "cpu_and_gpu", "cpu_only", "all", "reference"]
 Shape = tuple[int, ...]
-Array = NDArray[Any]
+Array: TypeAlias = "NDArray[Any]"
 
 
 class TensorInfo(BaseModel):
@@ -33,7 +34,7 @@ class TensorInfo(BaseModel):
 
     def complaint(self, array: Array) -> str | None:
         """What is wrong with an array that is meant for this tensor, or None."""
-        if array.dtype != np.dtype(self.dtype):
+        if array.dtype.name != self.dtype or not array.dtype.isnative:
             return f"{self.name} must be {self.dtype}, and is {array.dtype}"
         if self.shapes and tuple(array.shape) not in self.shapes:
             known = " or ".join(str(shape) for shape in self.shapes)
