@@ -10,6 +10,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
+import huggingface_hub.constants
 import pytest
 from tests.disks import small_disk
 
@@ -20,11 +21,12 @@ from renderkiln.schema.errors import (
     BadInputError,
     CorruptFileError,
     DiskFullError,
+    HubUnavailableError,
     ModelFetchError,
     RevisionNotFoundError,
 )
 from renderkiln.worker.models import machine, store
-from renderkiln.worker.models.layout import variants
+from renderkiln.worker.models.layout import Variant, variants
 from renderkiln.worker.models.machine import Advice
 from renderkiln.worker.models.pull import Request, plan_pull, run_pull
 from renderkiln.worker.runtimes import manifest as manifests
@@ -108,6 +110,17 @@ def test_a_second_variant_joins_the_first_at_the_same_commit(hub: HubServer, pul
     assert hub.fetched() == []
 
 
+def test_what_is_here_needs_no_hub(hub: HubServer, pull: Pull, monkeypatch: pytest.MonkeyPatch) -> None:
+    folders = [pull(variant="original"), pull(ORIGINAL)]
+    monkeypatch.setattr("renderkiln.worker.models.pull.advice", lambda: Advice("original", "cpu_and_gpu"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    assert [pull(), pull(ORIGINAL)] == folders
+    with pytest.raises(BadInputError, match="weights, and no converted models"):
+        pull(ORIGINAL, variant="original")
+    with pytest.raises(HubUnavailableError, match="HF_HUB_OFFLINE is set"):
+        pull(variant="split-einsum-v2")
+
+
 def test_a_repository_in_diffusers_layout_gives_one_precision_and_no_pickle(
     hub: HubServer, pull: Pull, data: DataFolder
 ) -> None:
@@ -128,6 +141,8 @@ def test_what_convert_wrote_and_somebody_uploaded_is_pulled_whole(hub: HubServer
     folder = pull("owner/converted")
     assert variants(folder) == {"original": folder}
     assert set(repositories.files_of(folder)) == {*root, "origin.json"}
+    with pytest.raises(BadInputError, match="original beside its small files"):
+        pull("owner/converted", variant="split-einsum")
     hub.seen.clear()
     with pytest.raises(BadInputError, match="it has original"):
         pull("owner/converted", name="another", variant="split-einsum")
@@ -272,6 +287,38 @@ def test_chunks_are_taken_where_there_is_no_whole_unet_and_spared_where_there_is
     files = manifests.load(pull(variant="split-einsum") / "split-einsum").stages["unet"].packages
     assert [each.file for each in files] == ["Unet.mlmodelc"]
     assert not any("Chunk" in name for name in hub.fetched() if name.startswith("split_einsum/"))
+
+
+def test_two_variants_that_are_pulled_at_once_end_in_one_model(hub: HubServer, data: DataFolder) -> None:
+    wishes: tuple[Variant, ...] = ("original", "split-einsum-v2")
+    plans = [plan_pull(Request(PALETTIZED, form="compiled", variant=variant), data) for variant in wishes]
+    for plan in (*plans, *plans[:1]):
+        assert plan is not None
+        again = plan is plans[0] and (data.models / PALETTIZED).exists()
+        with pytest.raises(BadInputError, match="meanwhile") if again else nullcontext():
+            run_pull(plan, data, lambda *_: None, lambda _: None)
+    folder = find_model(data, PALETTIZED)
+    assert set(variants(folder)) == set(wishes)
+    assert store.verify(folder, lambda _: None) == []
+
+
+def test_what_was_begun_of_another_commit_goes_when_a_pull_ends_but_not_what_is_being_pulled(
+    hub: HubServer, pull: Pull, data: DataFolder
+) -> None:
+    hub.corrupted[WEIGHTS] = b"short"
+    with pytest.raises(ModelFetchError):
+        pull(variant="original")
+    (begun,) = store.unfinished(data)
+    hub.corrupted.clear()
+    hub.add(PALETTIZED, {**repositories.apples(), "README.md": b"a new commit"})
+    with store.coming(data, begun.name):
+        assert len(store.unfinished(data)) == 1
+        pull(variant="split-einsum-v2")
+        assert store.unfinished(data) == [begun]
+        with pytest.raises(BadInputError, match="right now"):
+            store.remove(data, PALETTIZED)
+    store.remove(data, PALETTIZED)
+    assert (own(data), store.unfinished(data)) == ([], [])
 
 
 def test_progress_ends_at_the_size_that_was_said(hub: HubServer, data: DataFolder) -> None:

@@ -23,7 +23,7 @@ from .hub import INDEX, REPOSITORY, Listing, list_files, safe_path, small_files
 from .layout import Variant, variants
 from .machine import advice
 from .picking import Choice, Form, choose_files
-from .store import check_complete, check_name, check_room, coming, coming_of, forget, publish, write_origin
+from .store import check_complete, check_name, check_room, coming, coming_of, forget, is_held, publish, write_origin
 
 _SHORT = 12
 
@@ -82,11 +82,14 @@ def plan_pull(request: Request, data: DataFolder) -> PullPlan | None:
     check_name(data, name)
     target = data.models / name
     is_here = (target / INDEX).exists()
-    request = _at_what_is_here(request, name, target) if is_here else request
+    if is_here:
+        request = _at_what_is_here(request, name, target)
+        if _is_known_to_be_here(request, target):
+            return None
     listing = list_files(request.repository, request.revision)
     choice = choose_files(request.repository, listing.files, request.variant, request.form, advice().variant)
     say_what_reading_needs(map(str, choice.files.values()))
-    if is_here and _has_all(target, name, listing, choice):
+    if is_here and choice.variant in variants(target):
         return None
     wanted = [
         Wanted(listing.repository, listing.commit, listing.files[file], to) for file, to in sorted(choice.files.items())
@@ -137,13 +140,15 @@ def run_pull(
             original_revision=plan.original.commit if plan.original else None,
             files=files,
         )
-        if plan.adds:
+        if (target / INDEX).exists():  # also where another process has put one variant there meanwhile
             _add_variant(plan, folder, target, origin)
         else:
             write_origin(origin, folder)
             publish(folder, target)
     for other in coming_of(data, plan.name):
-        forget(other)
+        # Another variant of the same commit may be gone on with.
+        if f"@{plan.listing.commit[:_SHORT]}" not in other.name and not is_held(other):
+            forget(other)
     return target
 
 
@@ -169,16 +174,19 @@ def _at_what_is_here(request: Request, name: str, target: Path) -> Request:
     return replace(request, revision=origin.revision)
 
 
-def _has_all(target: Path, name: str, listing: Listing, choice: Choice) -> bool:
-    """Whether what was chosen is here already."""
-    if choice.kind != "apple" and choice.variant is None:
-        return True
+def _is_known_to_be_here(request: Request, target: Path) -> bool:
+    """Whether what is wanted is here, as far as that can be told without asking the Hub.
+
+    Raises:
+        BadInputError: the model that is here has no place for another variant.
+    """
     here = variants(target)
-    if target in here.values():
-        raise BadInputError(
-            f"{name} holds one variant beside its small files; give another --name for {choice.variant}"
-        )
-    return choice.variant in here
+    if here and target not in here.values():
+        return (request.variant or advice().variant) in here
+    if request.variant not in (None, *here):
+        what = f"{', '.join(here)} beside its small files" if here else "weights, and no converted models"
+        raise BadInputError(f"--variant {request.variant}: what is here of {request.repository} is {what}")
+    return True
 
 
 def _list_original(request: Request) -> Listing:
@@ -242,9 +250,9 @@ def _check(plan: PullPlan, folder: Path, target: Path) -> None:
 
 def _add_variant(plan: PullPlan, folder: Path, target: Path, new: Origin) -> None:
     """Puts one more variant into a model that is here; its small files stay as they are."""
-    variant = plan.choice.variant
-    if variant is None or not (before := read_origin(target)):
-        raise AssertionError("only a variant is added, and only to what was pulled")
+    variant, before = plan.choice.variant, read_origin(target)
+    if variant is None or before is None or before.revision != new.revision or variant in variants(target):
+        raise BadInputError(f"{plan.name} came to be here meanwhile; look at it with `renderkiln models show`")
     own = {name: record for name, record in new.files.items() if PurePosixPath(name).parts[0] == variant}
     # The record first: if this ends in between, verifying says what is missing, and pulling again puts it there.
     write_origin(before.model_copy(update={"files": {**before.files, **own}}), target)

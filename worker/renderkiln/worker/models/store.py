@@ -64,13 +64,28 @@ def coming(data: DataFolder, key: str) -> Iterator[Path]:
         folder.mkdir(parents=True, exist_ok=True)
     handle = os.open(folder, os.O_RDONLY)
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise BadInputError(f"another renderkiln is getting the same model, into {folder}") from None
+        if not _lock(handle):
+            raise BadInputError(f"another renderkiln is getting the same model, into {folder}")
         yield folder
     finally:
         os.close(handle)
+
+
+def is_held(folder: Path) -> bool:
+    """Whether a process puts a model together in a folder right now."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        return not _lock(handle)
+    finally:
+        os.close(handle)
+
+
+def _lock(handle: int) -> bool:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def check_room(folder: Path, needed: int) -> int:
@@ -116,9 +131,12 @@ def removable(data: DataFolder, name: str) -> list[Path]:
 
     Raises:
         ModelNotFoundError: there is neither.
-        BadInputError: it is the packaged one.
+        BadInputError: it is the packaged one, or is being fetched right now.
     """
     begun = coming_of(data, name)
+    for folder in begun:
+        if is_held(folder):
+            raise BadInputError(f"another renderkiln is getting {name} right now, into {folder}; end that first")
     try:
         return [find_own(data, name), *begun]
     except BadInputError:
@@ -215,8 +233,13 @@ def check_complete(folder: Path) -> None:
 
 def coming_of(data: DataFolder, name: str) -> list[Path]:
     """The folders in which a model of that name was begun and not ended."""
+    return [each for each in unfinished(data) if each.name.startswith(_key(f"{name}@"))]
+
+
+def unfinished(data: DataFolder) -> list[Path]:
+    """The folders of all models that were begun and not ended; some may be on their way right now."""
     folder = data.models / _COMING
-    return [each for each in folder.iterdir() if each.name.startswith(_key(f"{name}@"))] if folder.is_dir() else []
+    return sorted(folder.iterdir()) if folder.is_dir() else []
 
 
 def _key(text: str) -> str:
