@@ -15,6 +15,7 @@ NAMES = (
     "converted_shapes",
     "compress_shapes",
     "reference_runtime",
+    "coreml_engine",
 )
 
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from tests.coreml.conftest import Library, coreml_engine, library
 from tests.engine.conftest import Renderer
 
 from renderkiln.home.folder import DataFolder
+from renderkiln.worker.engine import making
+from renderkiln.worker.engine.torch_engine import torch_options
 from renderkiln.worker.models import choosing
 from renderkiln.worker.runtimes import manifest
 from renderkiln.worker.runtimes.apple.cache import FOLDER, CompileCache
@@ -46,3 +50,19 @@ def test_a_picture(
         seed=5, guidance_scale=guidance_scale
     )
     assert (again.rgb, mac.calls["compile"]) == (wanted.rgb, 4)
+
+
+@pytest.mark.parametrize(("device", "threads"), [("mps", 1), ("cpu", 2)])
+def test_torch_keeps_to_one_thread_where_core_ml_and_a_gpu_compute(
+    folder: Path, mac: Recording, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str, threads: int
+) -> None:
+    options = replace(torch_options("cpu"), device=torch.device(device))
+    monkeypatch.setattr(making, "torch_options", lambda *_: options)
+    monkeypatch.setattr(choosing, "_IS_MAC", True)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        Renderer(coreml_engine(folder, tmp_path, compute_unit="cpu_and_gpu"))(seed=5)
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+import torch
+
 from renderkiln.home.controlnets import find_controlnet
 from renderkiln.home.folder import DataFolder
 
@@ -49,6 +51,10 @@ def make_engine(
         form = pick_form(folder, choice.wishes, tuned(model))
         if form is None:
             return TorchModelStages(folder, options, partial(find_controlnet, data))
+        if form.unit != "reference" and options.device.type != "cpu":
+            # Nothing in this process computes on torch's threads. What it does between predictions is too small for
+            # several of them: they wait for each other, and take the cores that Core ML wants.
+            torch.set_num_threads(1)
         return CoreMLModelStages(folder, form.folder, package_opener(form.unit, data), form.unit)
 
     unopened = EngineInfo("coreml", choice.wishes.compute_unit, "float16", attention_slicing=False)
