@@ -49,6 +49,14 @@ def test_what_is_no_redis_url_is_a_setting_to_correct(url: str) -> None:
         connect(Settings(redis_url=url))
 
 
+@pytest.mark.parametrize("url", ["redis://:sec/ret@mini", "redis://:sec#ret@mini", "redis://:sec?ret@mini"])
+def test_a_password_that_breaks_its_url_is_not_shown(url: str) -> None:
+    with pytest.raises(SettingsError, match="not a Redis URL") as caught:
+        connect(Settings(redis_url=url))
+    assert "sec" not in str(caught.value)
+    assert "ret" not in str(caught.value)
+
+
 def test_where_nobody_listens_that_is_said_soon() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

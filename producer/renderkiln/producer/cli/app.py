@@ -15,7 +15,7 @@ import typer
 
 from renderkiln.schema.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_UNAVAILABLE, RenderkilnError
 
-from . import asking, looking, machine, rendering
+from . import asking, doctor, looking, machine, rendering
 
 app = typer.Typer(
     name="renderkiln",
@@ -44,6 +44,7 @@ rendering.add_commands(app)
 asking.add_commands(app)
 looking.add_commands(app)
 machine.add_commands(app)
+doctor.add_commands(app)
 for _hook in entry_points(group="renderkiln.commands"):
     _hook.load()(app)
 
