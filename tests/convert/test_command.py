@@ -13,7 +13,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 from tests.convert.conftest import plan_of
 from tests.disks import small_disk, with_small_files
 
@@ -70,6 +72,9 @@ def test_the_demo_model_ends_with_a_table(converted: tuple[Path, subprocess.Comp
     assert all(float(decibels) > 25 and float(seconds) > 0 for _, _, decibels, seconds in table.values())
     assert packages(out) == {f"Stable_Diffusion_version_shapes_{stage}.mlpackage" for stage in PACKAGED}
     assert not (out / WORK_FOLDER).exists()
+    with Image.open(out / manifests.SELF_TEST) as picture:
+        assert picture.size == (64, 64)
+        assert np.asarray(picture).std() > 5
 
 
 def test_the_folder_is_complete_in_itself(converted: tuple[Path, Any]) -> None:

@@ -18,6 +18,7 @@ from renderkiln.worker.engine.coreml.model_stages import CoreMLModelStages
 from renderkiln.worker.engine.diffusers_engine import DiffusersEngine
 from renderkiln.worker.models import choosing
 from renderkiln.worker.models.machine import Advice
+from renderkiln.worker.runtimes import manifest
 from renderkiln.worker.runtimes.base import Array, Runtime
 from renderkiln.worker.runtimes.manifest import PackageInfo
 from renderkiln.worker.runtimes.reference import ReferenceRuntime
@@ -44,7 +45,7 @@ def test_without_a_stored_picture_every_stage_is_tried(model: Path, tmp_path: Pa
 def test_a_stored_picture_is_met(model: Path, tmp_path: Path) -> None:
     engine = coreml_engine(model, tmp_path)
     self_test.save(engine.self_test_picture("shapes"), model)
-    assert [path.name for path in model.iterdir() if "self-test" in path.name] == [self_test.FILE_NAME]
+    assert [path.name for path in model.iterdir() if "self-test" in path.name] == [manifest.SELF_TEST]
     assert coreml_engine(model, tmp_path).warm_up("shapes").likeness == 99.0
 
 
@@ -106,7 +107,7 @@ def test_where_there_is_one_unit_it_is_not_given_up(model: Path, tmp_path: Path)
 
 
 def test_a_picture_that_cannot_be_read_is_said(model: Path, tmp_path: Path) -> None:
-    (model / self_test.FILE_NAME).write_bytes(b"not a picture")
+    (model / manifest.SELF_TEST).write_bytes(b"not a picture")
     with pytest.raises(ImageInputError, match="self-test picture cannot be read"):
         coreml_engine(model, tmp_path).warm_up("shapes")
 

@@ -154,6 +154,8 @@ def _convert(source: Source, options: ConvertOptions, out: Path, bundle_for_swif
     with signals_as_ctrl_c(), display.ProgressWatcher(errors) as watcher:
         report = run(source, options, out, watcher)
         bundle = make_bundle(out, report.manifest) if bundle_for_swift else None
+    if report.no_picture is not None:
+        errors.print(f"no self-test picture was drawn: {report.no_picture}", markup=False, highlight=False)
     if as_json:
         print(json.dumps(display.as_json(report, out, bundle), indent=2))
         return

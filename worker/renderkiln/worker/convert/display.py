@@ -73,6 +73,9 @@ class ProgressWatcher(Watcher):
             )
         self._show(f"{stage.stage}: done", float(self._done))
 
+    def drawing(self) -> None:
+        self._show("self-test picture", float(self._total))
+
     def _show(self, description: str, done: float) -> None:
         left = ""
         if self._total and done / self._total > _ENOUGH:

@@ -24,6 +24,7 @@ from renderkiln.schema.errors import BadInputError, ConversionError, ModelLoadEr
 
 from ..runtimes import manifest as manifests
 from ..runtimes.manifest import Manifest, StageInfo
+from . import picture
 from .jobs import EVENTS, Done, Failed, Phase, StageJob
 from .options import ConvertOptions
 from .plan import PROJECTION, ModelFacts, Plan, StagePlan, make_plan
@@ -47,6 +48,8 @@ class Report:
     kept: tuple[str, ...]
     #: Largest resident set of each stage's process, in bytes.
     peaks: Mapping[str, int] = field(default_factory=dict)
+    #: Why there is no self-test picture, where one was to be drawn.
+    no_picture: str | None = None
 
 
 class Watcher:
@@ -63,6 +66,9 @@ class Watcher:
 
     def ended(self, stage: StagePlan, info: StageInfo) -> None:
         """It is in place."""
+
+    def drawing(self) -> None:
+        """The stages are in place, and draw the self-test picture now."""
 
 
 def convert(source: Source, options: ConvertOptions, folder: Path, watcher: Watcher | None = None) -> Report:
@@ -132,6 +138,8 @@ class _Run:
         copy_small_files(self.source, self.folder, controlnets)
         manifest = self._save(stages)
         waiting = [stage for stage in self.plan.stages if stage.stage not in kept]
+        if waiting:
+            (self.folder / manifests.SELF_TEST).unlink(missing_ok=True)
         processes = _Processes(self.work)
         try:
             for number, stage in enumerate(waiting):
@@ -146,7 +154,13 @@ class _Run:
                 self.watcher.ended(stage, info)
         finally:
             processes.close()
-        return Report(manifest=manifest, kept=kept, peaks=self.peaks)
+        return Report(manifest=manifest, kept=kept, peaks=self.peaks, no_picture=self._draw(manifest))
+
+    def _draw(self, manifest: Manifest) -> str | None:
+        if not self.options.check or not picture.is_possible(manifest) or (self.folder / manifests.SELF_TEST).exists():
+            return None
+        self.watcher.drawing()
+        return picture.draw(self.folder)
 
     def _stages_of_before(self) -> dict[str, StageInfo]:
         try:

@@ -14,10 +14,9 @@ from PIL import Image
 from renderkiln.schema.errors import BadImageError
 from renderkiln.schema.spec import RenderSpec
 
+from ..runtimes.manifest import SELF_TEST
 from .inputs import read_picture
 
-#: Beside a manifest.
-FILE_NAME = "self-test.png"
 #: In decibels. Arithmetic in half precision leaves a picture of one step far above it; a distorted one falls far below.
 BAR = 20.0
 
@@ -48,6 +47,6 @@ def likeness(rgb: np.ndarray, stored: Path) -> float:
 
 def save(rgb: np.ndarray, folder: Path) -> None:
     """Stores a picture, whole or not at all, as the one that others are held against."""
-    temporary = folder / f".{FILE_NAME}.tmp"
+    temporary = folder / f".{SELF_TEST}.tmp"
     Image.fromarray(rgb).save(temporary, "PNG")
-    temporary.replace(folder / FILE_NAME)
+    temporary.replace(folder / SELF_TEST)

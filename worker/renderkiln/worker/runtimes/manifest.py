@@ -24,6 +24,8 @@ from .compiled import Compiled, open_compiled
 from .mlpackage import Package, open_package
 
 FILE_NAME = "manifest.json"
+#: Beside it, a picture of one step that was drawn when the model was converted; see `engine/self_test.py`.
+SELF_TEST = "self-test.png"
 SCHEMA_VERSION: Literal[1] = 1
 #: A manifest of ours is some tens of kilobytes; a bigger file is somebody else's.
 _LIMIT = 8 << 20

@@ -248,10 +248,10 @@ def _run(runtimes: list[ReferenceRuntime], inputs: Mapping[str, Array]) -> dict[
 
 
 def _copy(source: Path, target: Path, leave_out: set[str]) -> None:
-    """Everything but the packages to be compressed, and but what was compiled from them (`Resources`)."""
+    """Everything but the packages to be compressed, and but what was made of them: compiled models, a picture."""
 
     def ignored(folder: str, names: list[str]) -> set[str]:
-        return ({*leave_out, "Resources"} & set(names)) if Path(folder) == source else set()
+        return ({*leave_out, "Resources", manifests.SELF_TEST} & set(names)) if Path(folder) == source else set()
 
     try:
         shutil.copytree(source, target, ignore=ignored)

@@ -15,7 +15,6 @@ from renderkiln.schema.spec import RenderSpec
 from ...runtimes import manifest
 from ...runtimes.naming import controlnet_names, controlnet_stage
 from ...runtimes.opening import OpenPackage, open_stage
-from .. import self_test
 from ..base import EngineInfo
 from ..files import read_json
 from .adapters import adapt
@@ -53,7 +52,7 @@ class CoreMLModelStages:
     @property
     def self_test(self) -> Path:
         """See `ModelStages.self_test`."""
-        return self._converted / self_test.FILE_NAME
+        return self._converted / manifest.SELF_TEST
 
     def dtype(self, component: str, config: Any) -> torch.dtype:
         """See `ModelStages.dtype`. Schedulers are better off with float32, and each model casts what it takes."""
