@@ -133,6 +133,10 @@ def _for_denoiser(plan: StagePlan, source: Source, family: str, loras: tuple[Lor
         "timestep": torch.full((batch,), _TIMESTEP),
         **_text_embeddings(source, family, loras, batch),
     }
+    text, tokens = values["encoder_hidden_states"], shapes["encoder_hidden_states"][-1]
+    if text.shape[-1] != tokens:
+        # For the system's text encoder, of which only macOS has real ones: these, with zeros behind them as it has.
+        values["encoder_hidden_states"] = torch.nn.functional.pad(text, (0, tokens - text.shape[-1]))
     if "controlnet_cond" in shapes:
         _, _, cond_height, cond_width = shapes["controlnet_cond"]
         scene = picture(cond_height, cond_width) / 2 + 0.5

@@ -15,12 +15,12 @@ from pydantic import BaseModel, ConfigDict
 from renderkiln.schema.errors import BadInputError, UnsupportedModelError
 
 from ..runtimes.base import DType, Shape, TensorInfo
-from ..runtimes.naming import controlnet_stage, safe_name
+from ..runtimes.naming import PROJECTION, controlnet_stage, safe_name
 from .options import COMPRESSED, STAGES, Attention, ConvertOptions, Target
 
 Family = Literal["sd", "sdxl"]
-#: The stage of --multilingual-projection, and how many tokens Apple's NLContextualEmbedding gives.
-PROJECTION, MULTILINGUAL_TOKENS = "multilingual_projection", 256
+#: How many vectors of Apple's NLContextualEmbedding its Swift package hands on: zeros follow where there are fewer.
+MULTILINGUAL_TOKENS = 256
 #: Changed whenever the same settings would give another package than before.
 CONVERTER = 1
 
@@ -218,6 +218,10 @@ class _Builder:
 
     def _projection(self, projection: ProjectionFacts) -> StagePlan:
         width = self.facts.configs["unet"].get("cross_attention_dim")
+        if self.facts.family == "sdxl":
+            raise BadInputError(
+                f"--multilingual-projection: {self.facts.name} is an SDXL model, which wants a pooled embedding besides"
+            )
         if projection.outputs != width:
             raise BadInputError(
                 f"--multilingual-projection gives {projection.outputs} channels, and {self.facts.name} takes {width}"
@@ -344,7 +348,6 @@ class _Builder:
 
     def _unet(self, config: Mapping[str, Any]) -> tuple[list[TensorInfo], list[str]]:
         batch = self.batch
-        text = self.facts.configs.get("text_encoder") or self.facts.configs["text_encoder_2"]
         width = config.get("cross_attention_dim", 1280)
         if not isinstance(width, int):
             raise UnsupportedModelError(
@@ -353,7 +356,7 @@ class _Builder:
         inputs = [
             self._tensor("sample", [(batch, config.get("in_channels", 4), *size) for size in self.latents]),
             self._tensor("timestep", [(batch,)]),
-            self._tensor("encoder_hidden_states", [(batch, width, 1, text.get("max_position_embeddings", 77))]),
+            self._tensor("encoder_hidden_states", [(batch, width, 1, self._text_tokens())]),
         ]
         if config.get("addition_embed_type") == "text_time":
             embeds = self.facts.configs["text_encoder_2"]["projection_dim"]
@@ -363,6 +366,14 @@ class _Builder:
             # A consistency model is told the guidance scale as an embedding; Apple's converter drops that layer.
             inputs.append(self._tensor("timestep_cond", [(batch, config["time_cond_proj_dim"])]))
         return inputs, ["noise_pred"]
+
+    def _text_tokens(self) -> int:
+        """What the UNet reads; one made for the system's text encoder reads that one's vectors alone."""
+        if self.facts.projection is not None:
+            return MULTILINGUAL_TOKENS
+        text = self.facts.configs.get("text_encoder") or self.facts.configs["text_encoder_2"]
+        tokens: int = text.get("max_position_embeddings", 77)
+        return tokens
 
     def _residuals(self, config: Mapping[str, Any]) -> list[list[Shape]]:
         by_size = [residual_shapes(config, self.batch, *size) for size in self.latents]

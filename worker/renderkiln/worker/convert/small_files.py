@@ -9,13 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ..engine.files import read_json
+from ..models.hub import COMPONENTS, SMALL_FOLDERS, SMALL_SUFFIXES
 from ..runtimes.naming import controlnet_stage
 from .source import Source, component_folder
-
-#: Folders of files that are small throughout.
-_WHOLE = ("tokenizer", "tokenizer_2", "scheduler", "feature_extractor")
-_CONFIGS = ("text_encoder", "text_encoder_2", "unet", "vae", "safety_checker")
-_SUFFIXES = (".json", ".txt")
 
 
 def copy_small_files(source: Source, folder: Path, controlnet_stages: tuple[str, ...]) -> None:
@@ -28,13 +24,13 @@ def copy_small_files(source: Source, folder: Path, controlnet_stages: tuple[str,
     if source.checkpoint is not None:
         # Its weights hold no safety checker, whatever the repository of its configs has.
         index = {**index, "safety_checker": [None, None], "requires_safety_checker": False}
-    for name in _WHOLE:
+    for name in SMALL_FOLDERS:
         if (source.folder / name).is_dir():
             (folder / name).mkdir(exist_ok=True)
             for path in sorted((source.folder / name).iterdir()):
-                if path.suffix in _SUFFIXES and path.is_file():
+                if path.suffix in SMALL_SUFFIXES and path.is_file():
                     _copy(path, folder / name / path.name)
-    for name in _CONFIGS:
+    for name in COMPONENTS:
         config = component_folder(source, name) / "config.json"
         if config.is_file() and (name != "safety_checker" or source.checkpoint is None):
             _copy(config, folder / name / "config.json")

@@ -242,5 +242,5 @@ def _models(folder: DataFolder, wanted: tuple[str, ...]) -> tuple[str, ...]:
         if name not in here:
             raise ModelNotFoundError(f"model {name!r} is not on this machine.{did_you_mean(name, here)}")
     if not here:
-        raise ModelNotFoundError(f"there is no model on this machine; put a diffusers folder into {folder.models}.")
+        raise ModelNotFoundError("there is no model on this machine; get one with `renderkiln models pull`.")
     return tuple(wanted or here)
