@@ -93,7 +93,8 @@ def table(report: Report) -> Table:
     for name, info in report.manifest.stages.items():
         worst = f"{info.check.worst.decibels:.1f}" if info.check else "not checked"
         seconds = f"{info.seconds:.1f}" if name in report.peaks else "kept"
-        shown.add_row(name, f"{info.size_bytes / 1e6:,.1f}", "" if info.bits is None else f"{info.bits:g}", worst, seconds)
+        bits = "" if info.bits is None else f"{info.bits:g}"
+        shown.add_row(name, f"{info.size_bytes / 1e6:,.1f}", bits, worst, seconds)
     return shown
 
 
