@@ -7,6 +7,8 @@ from collections.abc import Iterable
 
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
 _CONTROLNET = "controlnet-"
+#: The stage that takes the vectors of macOS's multilingual text encoder to a UNet's embeddings.
+PROJECTION = "multilingual_projection"
 
 
 def safe_name(name: str) -> str:
