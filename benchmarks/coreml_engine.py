@@ -3,7 +3,8 @@
     python -m benchmarks.coreml_engine [--rounds 5] [--images 9]
 
 (a) From the start of a process to its first picture: `shapes`, converted, on the reference runtime, against `shapes` on
-the torch engine, in turn. What a filled compile cache saves can only be seen on a Mac. The file cache is warm.
+the torch engine, in turn, on one thread each. The file cache is warm. What a filled compile cache saves can only
+be seen on a Mac.
 
 (b) A picture of 512×512 with Stable Diffusion 1.5's shapes (latents 64×64, text 77×768, batch 2), 20 steps: all of it
 is real, diffusers' loop, our adapters and `AppleRuntime`'s checks, but for Core ML itself, which gives ready arrays at
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -68,7 +70,9 @@ def _start(kind: str, folder: Path) -> dict[str, float]:
     """Seconds of a new process until its first picture, and its parts."""
     command = [sys.executable, "-m", "benchmarks.coreml_engine", "--child", kind, "--folder", str(folder)]
     began = time.perf_counter()
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    # One thread for both: `shapes` is too small for more, which would measure how busy the machine is.
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
         assert process.stdout is not None
         answer = process.stdout.readline()
         whole = time.perf_counter() - began

@@ -17,6 +17,7 @@ from tests.cli.test_base_install import HIDING
 from typer.testing import CliRunner
 
 from renderkiln.home.folder import DataFolder
+from renderkiln.home.ledger import Ledger
 from renderkiln.schema.errors import BadInputError, ModelLoadError, OutOfMemoryError, WorkerUnavailableError
 from renderkiln.worker.models import choosing
 from renderkiln.worker.runtimes import manifest as manifests
@@ -100,6 +101,16 @@ def test_compile_does_all_stages_and_keeps_them(data: DataFolder) -> None:
     assert all(row["load_seconds"] >= 0 and row["peak_bytes"] > 10_000_000 and not row["refused"] for row in rows)
     [entry] = CompileCache(data.root / FOLDER).entries()
     assert (entry.compute_unit, entry.in_use, entry.damaged) == ("cpu_and_ne", False, False)
+
+
+@pytest.mark.usefixtures("pretend", "model")
+def test_compile_takes_the_unit_that_was_measured_to_be_best(data: DataFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    ledger = Ledger(data.ledger)
+    ledger.tuned("small", "split-einsum", "cpu_and_gpu", {})
+    ledger.close()
+    done = ahead.Done(compiled_in=1.0, load_seconds=1.0, peak_bytes=1)
+    monkeypatch.setattr(ahead, "compile_ahead", lambda _job: done)
+    assert {row["compute_unit"] for row in json.loads(run("compile", "small", "--json").stdout)} == {"cpu_and_gpu"}
 
 
 @pytest.mark.usefixtures("pretend")

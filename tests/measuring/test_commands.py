@@ -49,9 +49,12 @@ def test_the_best_form_is_kept_and_a_broken_one_is_not_chosen(run: Run, data: Da
     assert (bad["variant"], bad["numbers"], bad["failure"]["kind"]) == ("split-einsum", None, "bad_image")
     assert said.err.splitlines() == ["1 of 2: original on reference: done", "2 of 2: split-einsum on reference: done"]
     assert kept(data) == ("original", "reference")
+    assert "best here  original on reference" in run("models", "show", "both").out
+    assert run("models", "show", "both", "--json").json["tuned"] == {"variant": "original", "compute_unit": "reference"}
 
     assert run("tune", "both", "--forget").out == "both is rendered as the rule says again\n"
     assert kept(data) is None
+    assert run("models", "show", "both", "--json").json["tuned"] is None
     assert run("tune", "both", "--forget", "--json").json == {"model": "both", "forgotten": False}
 
 

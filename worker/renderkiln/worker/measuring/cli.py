@@ -148,12 +148,13 @@ def bench_model(
     folder = find_model(data, model)
     say_what_is_missing("measuring", RENDERING, "worker")
     from ..models.choosing import Wishes, pick_form
+    from ..models.tuned import tuned_form
     from .candidates import candidate_of
     from .display import remarks, row, row_table, text_to_share
     from .facts import facts_of, our_versions, this_machine
 
     wishes = Wishes(settings.engine, settings.compute_unit, settings.variant)
-    candidate = candidate_of(pick_form(folder, wishes, _tuned(data, model)))
+    candidate = candidate_of(pick_form(folder, wishes, tuned_form(data, model)))
     [order] = _orders(model, settings, [candidate], steps, runs)
     [measured] = _measure([order], timeout)
     facts, machine, versions = facts_of(model, folder, candidate), this_machine(), our_versions(candidate)
@@ -210,18 +211,6 @@ def _forget(model: str, data: DataFolder, as_json: bool) -> None:
         print(json.dumps({"model": model, "forgotten": forgotten}))
     else:
         print(f"{model} is rendered as the rule says again" if forgotten else f"nothing was kept of {model}")
-
-
-def _tuned(data: DataFolder, model: str) -> tuple[str, str] | None:
-    from renderkiln.home.ledger import Ledger
-
-    if not data.ledger.exists():
-        return None
-    ledger = Ledger(data.ledger)
-    try:
-        return ledger.tuned_form(model)
-    finally:
-        ledger.close()
 
 
 def _show_candidates(model: str, candidates: Sequence[Candidate], as_json: bool) -> None:

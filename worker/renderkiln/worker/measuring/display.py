@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from .facts import Machine, ModelFacts
+from .facts import ModelFacts, Where
 from .records import Measurement, Numbers, Order, StageShares
 from .records import Progress as Done
 
@@ -88,7 +88,7 @@ def remarks(each: Measurement) -> Iterator[str]:
             yield f"{each.candidate}: which device computes what is not known: {each.numbers.no_shares}"
 
 
-def row(measurement: Measurement, numbers: Numbers, machine: Machine) -> dict[str, str]:
+def row(measurement: Measurement, numbers: Numbers, machine: Where) -> dict[str, str]:
     """The row that Apple's table has, and load and memory besides."""
     candidate = measurement.candidate
     unit = candidate.unit.upper() if candidate.engine == "coreml" else f"torch, {numbers.device}"
@@ -117,7 +117,7 @@ def row_table(values: dict[str, str]) -> Table:
 def text_to_share(
     values: dict[str, str],
     numbers: Numbers,
-    machine: Machine,
+    machine: Where,
     model: ModelFacts,
     order: Order,
     versions: dict[str, str],

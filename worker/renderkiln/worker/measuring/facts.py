@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-import os
-import platform
-import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import NamedTuple
 
-import psutil
-
+from renderkiln.home.machine import read_machine
 from renderkiln.home.origin import read_origin
 from renderkiln.schema.errors import ModelLoadError
 
 from ..models.layout import variants
 from ..runtimes import manifest
-from ..runtimes.apple import system
+from ..runtimes.apple.system import on_macos, system_build
 from .records import Candidate
 
 
-class Machine(NamedTuple):
+class Where(NamedTuple):
     """What matters of a machine."""
 
-    #: Such as `Apple M2 Ultra (Mac14,14)`.
+    #: Its chip, such as `Apple M2 Ultra`.
     device: str
     #: Such as `macOS 15.6 (24G84)`.
     system: str
@@ -41,14 +37,12 @@ class ModelFacts(NamedTuple):
     bits: float | None
 
 
-def this_machine() -> Machine:
+def this_machine() -> Where:
     """This one."""
-    memory = psutil.virtual_memory().total
-    if not system.on_macos():
-        return Machine(f"{platform.machine()}, {os.cpu_count()} cores", platform.system(), memory)
-    chip, model = _sysctl("machdep.cpu.brand_string"), _sysctl("hw.model")
-    release = ".".join(map(str, system.macos_version()))
-    return Machine(f"{chip} ({model})" if model else chip, f"macOS {release} ({system.system_build()})", memory)
+    machine = read_machine()
+    release = ".".join(map(str, machine.macos))
+    name = f"macOS {release} ({system_build()})" if machine.macos else machine.system
+    return Where(f"{machine.chip or machine.architecture}, {machine.cores} cores", name, machine.memory)
 
 
 def facts_of(name: str, folder: Path, candidate: Candidate) -> ModelFacts:
@@ -70,7 +64,7 @@ def facts_of(name: str, folder: Path, candidate: Candidate) -> ModelFacts:
 
 def our_versions(candidate: Candidate) -> dict[str, str]:
     """Of renderkiln, and of coremltools where that ran the model."""
-    names = ["renderkiln", *(["coremltools"] if candidate.engine == "coreml" and system.on_macos() else [])]
+    names = ["renderkiln", *(["coremltools"] if candidate.engine == "coreml" and on_macos() else [])]
     found = {}
     for name in names:
         try:
@@ -78,11 +72,3 @@ def our_versions(candidate: Candidate) -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
-
-
-def _sysctl(name: str) -> str:
-    try:
-        said = subprocess.run(["/usr/sbin/sysctl", "-n", name], capture_output=True, text=True, timeout=10)
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return said.stdout.strip()

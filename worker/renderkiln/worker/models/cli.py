@@ -132,8 +132,10 @@ def show(name: _Name, data_dir: _DataDir = None, as_json: _Json = False) -> None
     Example: renderkiln models show shapes
     """
     from .describing import show_table, shown
+    from .tuned import tuned_form
 
-    _print(shown(_find(_data(data_dir), name)), as_json, show_table)
+    data = _data(data_dir)
+    _print(shown(_find(data, name), tuned_form(data, name)), as_json, show_table)
 
 
 def verify(name: _Name, data_dir: _DataDir = None, as_json: _Json = False) -> None:

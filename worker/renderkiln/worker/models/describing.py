@@ -42,8 +42,15 @@ def listed(model: InstalledModel) -> dict[str, Any]:
     return row
 
 
-def shown(model: InstalledModel) -> dict[str, Any]:
-    """All that is known of a model without reading its weights. Raises ModelLoadError."""
+def shown(model: InstalledModel, tuned: tuple[str, str] | None = None) -> dict[str, Any]:
+    """All that is known of a model without reading its weights.
+
+    Args:
+        tuned: the variant and the compute unit that were measured to be best here.
+
+    Raises:
+        ModelLoadError: a manifest or the record of its origin is not one of ours.
+    """
     origin = read_origin(model.path)
     return {
         **listed(model),
@@ -52,6 +59,7 @@ def shown(model: InstalledModel) -> dict[str, Any]:
         "original": origin.original if origin else None,
         "variants": {name: _variant(folder) for name, folder in sorted(variants(model.path).items())},
         "weights": _weights(model.path),
+        "tuned": {"variant": tuned[0], "compute_unit": tuned[1]} if tuned else None,
     }
 
 
@@ -75,12 +83,14 @@ def show_table(row: dict[str, Any]) -> RenderableType:
     facts = Table(box=None, show_header=False)
     came = " at ".join(each for each in (row["repository"], row["revision"]) if each)
     small = f"; small files from {row['original']}" if row["original"] else ""
+    tuned = f"{row['tuned']['variant']} on {row['tuned']['compute_unit']}" if row["tuned"] else ""
     for name, value in (
         ("model", row["name"]),
         ("pipeline", row["pipeline"]),
         ("folder", row["path"]),
         ("from", came + small),
         ("MB", _megabytes(row["size_bytes"])),
+        ("best here", tuned),
     ):
         if value:
             facts.add_row(name, value)

@@ -68,12 +68,13 @@ def compile_model(
         )
     say_what_is_missing("compiling", ("coremltools", "numpy"), "worker,coreml")
     from ...models.choosing import Wishes, pick_form
+    from ...models.tuned import tuned_form
     from .. import manifest as manifests
     from .cache import FOLDER
 
     data = DataFolder(settings.data_dir)
     wishes = Wishes(engine="coreml", compute_unit=settings.compute_unit, variant=settings.variant)
-    form = pick_form(find_model(data, name), wishes)
+    form = pick_form(find_model(data, name), wishes, tuned_form(data, name))
     if form is None or form.unit not in COMPUTE_UNITS:
         raise BadInputError(f"there is nothing to compile for {settings.compute_unit}; Core ML has other units")
     manifest = manifests.load(form.folder)
