@@ -156,10 +156,10 @@ def test_what_cannot_be_added_is_said_and_leaves_nothing(
     [
         (
             {"shapes": [[2, 4, 16, 16]]},
-            r"takes sample float16 \(2, 4, 8, 8\), .*manifest says sample float16 \(2, 4, 16, 16\)",
+            r"not what its manifest says: its input sample is \(2, 4, 8, 8\), not \(2, 4, 16, 16\)",
         ),
-        ({"dtype": "float32"}, "its manifest says sample float32"),
-        ({"name": "simple"}, "its manifest says simple"),
+        ({"dtype": "float32"}, "its input sample is float16, not float32"),
+        ({"name": "simple"}, "its inputs are .*sample.*, not .*simple"),
     ],
     ids=["shape", "dtype", "name"],
 )

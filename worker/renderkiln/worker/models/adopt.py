@@ -86,11 +86,7 @@ def check_specs(folder: Path, small_files: Path) -> None:
     for stage in manifest.stages.values():
         for info in stage.packages:
             inputs, outputs, _ = _interface(manifests.open_model(folder / info.file))
-            for verb, said, found in (("takes", info.inputs, inputs), ("gives", info.outputs, outputs)):
-                if not _agree(said, found):
-                    raise ModelLoadError(
-                        f"{folder / info.file} {verb} {_listed(found)}; its manifest says {_listed(said)}"
-                    )
+            manifests.compare_interface(folder / info.file, info, inputs, outputs)
     check_manifest(manifest, pixels_per_latent(small_files))
 
 
@@ -166,17 +162,3 @@ def _sizes(folder: Path, stages: Mapping[str, StageInfo], scale: int) -> tuple[t
     if not shapes:
         raise ModelLoadError(f"{folder / stage.packages[0].file} does not say what sizes it renders")
     return tuple(dict.fromkeys((width * scale, height * scale) for _, _, height, width in shapes))
-
-
-def _agree(said: Iterable[TensorInfo], found: Iterable[TensorInfo]) -> bool:
-    there = {each.name: each for each in found}
-    return {each.name for each in said} == set(there) and all(
-        each.dtype == there[each.name].dtype
-        # What follows from the inputs need not be listed.
-        and (not each.shapes or not there[each.name].shapes or set(each.shapes) == set(there[each.name].shapes))
-        for each in said
-    )
-
-
-def _listed(tensors: Iterable[TensorInfo]) -> str:
-    return ", ".join(f"{each.name} {each.dtype} {' or '.join(map(str, each.shapes))}".rstrip() for each in tensors)

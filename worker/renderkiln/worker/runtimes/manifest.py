@@ -9,7 +9,7 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
@@ -205,3 +205,30 @@ def compare(info: PackageInfo, folder: Path, *, digests: bool) -> str | None:
 def open_model(path: Path) -> Package | Compiled:
     """A package or a compiled model, by its name; nothing of it is loaded. Raises ModelLoadError."""
     return open_compiled(path) if path.suffix == COMPILED_SUFFIX else open_package(path)
+
+
+def compare_interface(
+    path: Path, info: PackageInfo, inputs: Iterable[TensorInfo], outputs: Iterable[TensorInfo]
+) -> None:
+    """Compares what the manifest says that a package takes and gives with what the package itself says.
+
+    Raises:
+        ModelLoadError: they differ. Shapes that one of them leaves open fit any.
+    """
+    for what, said, found in (("input", info.inputs, inputs), ("output", info.outputs, outputs)):
+        complaint = _difference({each.name: each for each in said}, {each.name: each for each in found}, what)
+        if complaint:
+            raise ModelLoadError(f"{path} is not what its manifest says: {complaint}")
+
+
+def _difference(said: Mapping[str, TensorInfo], found: Mapping[str, TensorInfo], what: str) -> str | None:
+    """What is not so of what was said of inputs or outputs, or None."""
+    if set(said) != set(found):
+        return f"its {what}s are {', '.join(sorted(found))}, not {', '.join(sorted(said))}"
+    for name, info in said.items():
+        if info.dtype != found[name].dtype:
+            return f"its {what} {name} is {found[name].dtype}, not {info.dtype}"
+        if info.shapes and found[name].shapes and set(info.shapes) != set(found[name].shapes):
+            shapes = " or ".join(map(str, found[name].shapes))
+            return f"its {what} {name} is {shapes}, not {' or '.join(map(str, info.shapes))}"
+    return None

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
 from renderkiln.home.folder import DataFolder
 from renderkiln.schema.errors import ModelLoadError
 
-from .base import ComputeUnit, Runtime, TensorInfo
+from .base import ComputeUnit, Runtime
 from .chain import Chain
-from .manifest import PackageInfo, StageInfo
+from .manifest import PackageInfo, StageInfo, compare_interface
 
 
 class OpenPackage(Protocol):
@@ -30,10 +29,7 @@ def open_stage(folder: Path, stage: StageInfo, open_package: OpenPackage) -> Run
     runtimes = []
     for info in stage.packages:
         runtime = open_package(folder / info.file, info)
-        for what, said, found in (("input", info.inputs, runtime.inputs), ("output", info.outputs, runtime.outputs)):
-            complaint = _difference({each.name: each for each in said}, found, what)
-            if complaint:
-                raise ModelLoadError(f"{folder / info.file} is not what its manifest says: {complaint}")
+        compare_interface(folder / info.file, info, runtime.inputs.values(), runtime.outputs.values())
         runtimes.append(runtime)
     return runtimes[0] if len(runtimes) == 1 else Chain(runtimes)
 
@@ -62,16 +58,3 @@ def _reference_package(path: Path, info: PackageInfo) -> Runtime:
             f"{path} is compiled for macOS and can only be run there; elsewhere renderkiln runs .mlpackage folders"
         )
     return ReferenceRuntime.load(path)
-
-
-def _difference(said: Mapping[str, TensorInfo], found: Mapping[str, TensorInfo], what: str) -> str | None:
-    """What is not so of what was said of inputs or outputs, or None."""
-    if set(said) != set(found):
-        return f"its {what}s are {', '.join(sorted(found))}, not {', '.join(sorted(said))}"
-    for name, info in said.items():
-        if info.dtype != found[name].dtype:
-            return f"its {what} {name} is {found[name].dtype}, not {info.dtype}"
-        if info.shapes and found[name].shapes and set(info.shapes) != set(found[name].shapes):
-            shapes = " or ".join(map(str, found[name].shapes))
-            return f"its {what} {name} is {shapes}, not {' or '.join(map(str, info.shapes))}"
-    return None
