@@ -256,6 +256,17 @@ def test_a_projection_fits_the_unet_and_needs_macos_14() -> None:
     assert (stage.target, stage.inputs[0].shapes) == ("macOS14", ((1, 256, 512),))
     with pytest.raises(BadInputError, match="takes 768"):
         plan(sd15(projection=ProjectionFacts(inputs=512, outputs=1024, weights="p")))
+    with pytest.raises(BadInputError, match="SDXL model, which wants a pooled embedding"):
+        plan(sdxl().model_copy(update={"projection": ProjectionFacts(inputs=512, outputs=2048, weights="p")}))
+
+
+def test_with_a_projection_unet_and_controlnets_read_the_tokens_of_the_system_s_text_encoder() -> None:
+    projection = ProjectionFacts(inputs=512, outputs=768, weights="p")
+    controlnet = ControlNetFacts(name="edges", config=UNET, weights="e")
+    planned = plan(sd15(projection=projection, controlnets=(controlnet,)))
+    for stage in ("control-unet", "controlnet-edges"):
+        assert inputs(planned, stage)["encoder_hidden_states"] == ("float16", (2, 768, 1, 256))
+    assert inputs(planned, "text_encoder")["input_ids"] == ("float32", (1, 77))
 
 
 OPTIONS = st.fixed_dictionaries(

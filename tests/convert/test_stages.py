@@ -215,6 +215,16 @@ def test_a_multilingual_projection(tiny: Path, tmp_path: Path, convert: Convert)
     )
 
 
+@pytest.mark.parametrize("attention", ["original", "split-einsum"])
+def test_a_unet_for_the_system_s_text_encoder(tiny: Path, tmp_path: Path, convert: Convert, attention: str) -> None:
+    path = tmp_path / "projection.safetensors"
+    save_file({"weight": torch.zeros(engine_models.WIDTH, 512)}, path)
+    converted = convert(tiny / "sd1", "unet", source={"projection": path}, attention=attention)
+    assert converted.worst > BAR
+    taken, _ = interface(converted)
+    assert taken["encoder_hidden_states"] == (HALF, (2, engine_models.WIDTH, 1, 256))
+
+
 def test_a_stage_that_differs_too_much_is_an_error_that_says_where(
     tiny: Path, convert: Convert, monkeypatch: pytest.MonkeyPatch
 ) -> None:

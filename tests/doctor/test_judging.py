@@ -185,6 +185,12 @@ def test_requirements_are_read_as_metadata_writes_them() -> None:
     ]
 
 
+@pytest.mark.parametrize(("system", "found"), [("darwin", ["pyobjc"]), ("linux", [])])
+def test_what_another_system_needs_is_not_missed(system: str, found: list[str]) -> None:
+    line = "pyobjc>=10.0; sys_platform == 'darwin' and extra == 'coreml'"
+    assert [each.name for each in parse_requirements([line], system)] == found
+
+
 @pytest.mark.parametrize(
     ("number", "versions", "does"),
     [

@@ -34,6 +34,13 @@ def test_text_is_as_automatic1111_writes_it() -> None:
     )
 
 
+def test_the_system_s_text_encoder_is_written_and_read() -> None:
+    spec = RenderSpec(prompt="猫", text_encoder="system-multilingual", script="cjk")
+    text = parameters_text(spec)
+    assert text.endswith("Text encoder: system-multilingual, Script: cjk")
+    assert RenderSpec(**parse_parameters_text(text).fields) == spec
+
+
 def test_controlnets_are_written_as_automatic1111_s_extension_writes_them() -> None:
     nets = [
         {"model": "canny", "image": REF, "conditioning_scale": 0.5},

@@ -40,9 +40,12 @@ def specs(draw: st.DrawFn, prompts: st.SearchStrategy[str] = texts) -> RenderSpe
         "width": draw(sides),
         "height": draw(sides),
         "rng": draw(st.sampled_from(["torch", "numpy"])),
-        "clip_skip": draw(st.none() | st.integers(1, 12)),
         "safety_checker": draw(st.booleans()),
     }
+    if draw(st.booleans()):
+        fields |= {"text_encoder": "system-multilingual", "script": draw(st.sampled_from(["latin", "cyrillic", "cjk"]))}
+    else:
+        fields["clip_skip"] = draw(st.none() | st.integers(1, 12))
     if draw(st.booleans()):
         fields["init_image"] = draw(refs)
         # At least one step is left of those asked for.

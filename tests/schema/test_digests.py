@@ -32,6 +32,8 @@ CHANGES: dict[str, Any] = {
     "mask_image": "sha256:" + "2" * 64,
     "strength": 0.123,
     "controlnets": ({"model": "canny", "image": "sha256:" + "3" * 64},),
+    "text_encoder": "system-multilingual",
+    "script": "cjk",
     "clip_skip": 11,
     "safety_checker": False,
 }
@@ -128,6 +130,8 @@ def test_every_field_of_a_spec_is_among_the_changes_tried_here() -> None:
 @pytest.mark.parametrize("name", CHANGES)
 def test_another_value_of_any_field_is_another_digest(name: str) -> None:
     base = {"prompt": "a cat", "init_image": "sha256:" + "0" * 64, "mask_image": "sha256:" + "0" * 64}
+    if name == "script":
+        base["text_encoder"] = "system-multilingual"
     assert parse_spec(base | {name: CHANGES[name]}).digest != parse_spec(base).digest
 
 

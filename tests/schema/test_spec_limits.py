@@ -67,6 +67,9 @@ REFUSED: list[tuple[str, Any]] = [
     ("init_image", "sha256:" + "A" * 64),
     ("controlnets", [CANNY] * 5),
     ("controlnets", None),
+    ("text_encoder", "bert"),
+    ("script", "hangul"),
+    ("script", "cyrillic"),
     ("controlnets", "canny"),
     ("controlnets", 5),
     ("controlnets", CANNY),
@@ -114,6 +117,13 @@ OPTIONS_REFUSED: list[tuple[str, Any]] = [
     ("store", ""),
     ("store", "out\x00"),
 ]
+
+
+def test_the_system_s_text_encoder_takes_a_script_and_leaves_out_no_layers() -> None:
+    spec = parse_spec({"prompt": "кошка", "text_encoder": "system-multilingual", "script": "cyrillic"})
+    assert (spec.text_encoder, spec.script) == ("system-multilingual", "cyrillic")
+    with pytest.raises(InvalidSpecError, match="clip_skip is for the model's own"):
+        parse_spec({"prompt": "a cat", "text_encoder": "system-multilingual", "clip_skip": 1})
 
 
 def _id(case: Any) -> str:

@@ -99,6 +99,12 @@ class RenderSpec(Frozen):
     controlnets: tuple[ControlNet, ...] = Field(
         (), max_length=MAX_CONTROLNETS, description="ControlNets, each with its picture; what they ask for adds up."
     )
+    text_encoder: Literal["model", "system-multilingual"] = Field(
+        "model", description="Who reads the prompts: the model, or macOS (14 or later) for models made for that."
+    )
+    script: Literal["latin", "cyrillic", "cjk"] = Field(
+        "latin", description="In which script the prompts are, where macOS reads them."
+    )
     clip_skip: int | None = Field(None, ge=1, le=12, description="Layers of the text encoder to leave out.")
     safety_checker: bool = Field(True, description="Run the model's safety checker, where it has one.")
 
@@ -112,6 +118,14 @@ class RenderSpec(Frozen):
             raise ValueError(
                 f"strength {self.strength:g} of {self.num_inference_steps} steps leaves no step: raise one of them"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _text_encoder_can(self) -> Self:
+        if self.text_encoder == "model" and self.script != "latin":
+            raise ValueError("script is for text_encoder system-multilingual; the model's own reads what it was taught")
+        if self.text_encoder != "model" and self.clip_skip is not None:
+            raise ValueError("clip_skip is for the model's own text encoder; leave it out, or text_encoder")
         return self
 
     @model_validator(mode="after")

@@ -36,6 +36,8 @@ _TEXTS = {
     "Model revision": "revision",
     "Init image": "init_image",
     "Mask image": "mask_image",
+    "Text encoder": "text_encoder",
+    "Script": "script",
 }
 #: What a ControlNet's own setting, a text inside the text, says of it; named as AUTOMATIC1111's extension does.
 _CONTROLNET = {
@@ -82,6 +84,9 @@ def parameters_text(spec: RenderSpec, size: tuple[int, int] | None = None) -> st
     if spec.clip_skip is not None:
         # AUTOMATIC1111 names the layer that is used (1: the last); diffusers counts those left out.
         values["Clip skip"] = spec.clip_skip + 1
+    if spec.text_encoder != "model":
+        values["Text encoder"] = spec.text_encoder
+        values["Script"] = spec.script
     if spec.rng == "numpy":
         values["RNG"] = "NumPy"
     if not spec.safety_checker:

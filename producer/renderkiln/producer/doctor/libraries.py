@@ -6,6 +6,7 @@ All of it comes from the metadata of installed packages; nothing is imported.
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
@@ -16,6 +17,7 @@ from renderkiln.home.settings import Settings
 #: `numpy<2.4,>=1.26; extra == 'worker'`, as the metadata of an installed package has it.
 _REQUIREMENT = re.compile(r"([A-Za-z0-9._-]+)(?:\[[^\]]*\])?\s*([^;]*)(?:;\s*(.*))?")
 _EXTRA = re.compile(r"""extra\s*==\s*['"]([^'"]+)['"]""")
+_SYSTEM = re.compile(r"""sys_platform\s*==\s*['"]([^'"]+)['"]""")
 _CLAUSE = re.compile(r"(>=|<=|==|!=|<|>)\s*([0-9.]+)")
 #: What the extras that a user may want are for.
 EXTRAS = {
@@ -42,16 +44,16 @@ def check_libraries(_settings: Settings) -> list[Finding]:
     return judge_libraries(wanted, {each.name: _installed(each.name) for each in wanted})
 
 
-def parse_requirements(lines: Iterable[str]) -> list[Requirement]:
-    """Requirements as metadata writes them. Those that hang on anything but an extra are left out."""
+def parse_requirements(lines: Iterable[str], system: str = sys.platform) -> list[Requirement]:
+    """Requirements as metadata writes them. Those that hang on anything but an extra and the system are left out."""
     found = []
     for line in lines:
         match = _REQUIREMENT.fullmatch(line.strip())
         if match is None:
             continue
         name, versions, marker = match.groups()
-        extra = _EXTRA.search(marker or "")
-        if marker is None or extra is not None:
+        extra, other = _EXTRA.search(marker or ""), _SYSTEM.search(marker or "")
+        if (marker is None or extra is not None) and (other is None or other[1] == system):
             found.append(Requirement(name, versions.strip(), extra[1] if extra else None))
     return found
 

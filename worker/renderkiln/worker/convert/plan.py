@@ -15,7 +15,8 @@ from pydantic import BaseModel, ConfigDict
 from renderkiln.schema.errors import BadInputError, UnsupportedModelError
 
 from ..runtimes.base import DType, Shape, TensorInfo
-from ..runtimes.naming import PROJECTION, controlnet_stage, safe_name
+from ..runtimes.naming import PROJECTION as PROJECTION
+from ..runtimes.naming import controlnet_stage, safe_name
 from .options import COMPRESSED, STAGES, Attention, ConvertOptions, Target
 
 Family = Literal["sd", "sdxl"]

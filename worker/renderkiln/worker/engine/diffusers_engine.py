@@ -35,6 +35,7 @@ from .inputs import Inputs, keep_unmasked, read_inputs, read_picture
 from .libraries import diffusers, known_warnings_ignored, transformers
 from .model_stages import OpenStages
 from .pipelines import Pipelines, Task
+from .prompts import Embed
 from .residency import Residency
 
 #: Finds a model's folder by name and revision; raises ModelNotFoundError.
@@ -69,6 +70,8 @@ class _Request:
     notes: tuple[str, ...]
     #: Filled by the first image; the others share it.
     prompts: prompts.EncodedPrompts | None = None
+    #: Takes the place of whatever would embed the prompts; of a self-test.
+    embed: Embed | None = None
 
 
 class DiffusersEngine(Engine):
@@ -203,7 +206,9 @@ class DiffusersEngine(Engine):
 
         with torch.inference_mode():
             if request.prompts is None:
-                request.prompts = prompts.encode(pipeline, spec)
+                embed = request.embed or request.pipelines.embedder(spec)
+                request.prompts = prompts.encode(pipeline, spec, embed)
+                request.notes += request.prompts.notes
             pipeline.scheduler = request.pipelines.schedulers.build(spec.scheduler, spec.seed)
             output = pipeline(
                 **request.prompts.arguments,
@@ -270,7 +275,8 @@ class DiffusersEngine(Engine):
         pictures = None if task == "txt2img" else Inputs(grey, mask if task == "inpaint" else None)
         job = make_job(spec, JobOptions(), batch="self-test", index=0)
         pipeline = pipelines.get(task, safety_checker=True)
-        request = _Request(job, pipelines, pipeline, task, size, pictures, (), ())
+        embed = pipelines.test_embedder()
+        request = _Request(job, pipelines, pipeline, task, size, pictures, (), (), embed=embed)
         image, _ = self._run(request, spec, lambda _step, _num_steps: None)
         return quality.to_rgb(image)
 

@@ -16,6 +16,7 @@ from ..models.choosing import Wishes, check_unit, pick_form
 from ..runtimes.opening import package_opener
 from .base import EngineInfo
 from .coreml.model_stages import CoreMLModelStages
+from .coreml.multilingual import SystemText, SystemTextEncoder
 from .diffusers_engine import DiffusersEngine, FindModel
 from .model_stages import ModelStages
 from .torch_engine import torch_options
@@ -37,7 +38,11 @@ Tuned = Callable[[str], tuple[str, str] | None]
 
 
 def make_engine(
-    choice: EngineChoice, find_model: FindModel, data: DataFolder, tuned: Tuned = lambda _model: None
+    choice: EngineChoice,
+    find_model: FindModel,
+    data: DataFolder,
+    tuned: Tuned = lambda _model: None,
+    system_text: SystemText | None = None,
 ) -> DiffusersEngine:
     """The engine.
 
@@ -46,6 +51,7 @@ def make_engine(
     """
     options = torch_options(choice.device, choice.dtype)
     check_unit(choice.wishes.compute_unit)
+    text = system_text or SystemTextEncoder()
 
     def open_stages(model: str, folder: Path) -> ModelStages:
         form = pick_form(folder, choice.wishes, tuned(model))
@@ -55,7 +61,7 @@ def make_engine(
             # Nothing in this process computes on torch's threads. What it does between predictions is too small for
             # several of them: they wait for each other, and take the cores that Core ML wants.
             torch.set_num_threads(1)
-        return CoreMLModelStages(folder, form.folder, package_opener(form.unit, data), form.unit)
+        return CoreMLModelStages(folder, form.folder, package_opener(form.unit, data), form.unit, text)
 
     unopened = EngineInfo("coreml", choice.wishes.compute_unit, "float16", attention_slicing=False)
     return DiffusersEngine(find_model, open_stages, unopened if choice.wishes.engine == "coreml" else options.info)

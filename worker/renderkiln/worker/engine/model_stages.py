@@ -14,6 +14,7 @@ import torch
 
 from renderkiln.schema.spec import RenderSpec
 
+from ..runtimes.base import Array
 from .base import EngineInfo
 from .residency import StageLoader
 
@@ -50,6 +51,13 @@ class ModelStages(Protocol):
 
     def check(self, spec: RenderSpec) -> None:
         """Raises InvalidSpecError for what these stages cannot do, whatever the size."""
+
+    def embed(self, text: str, script: str) -> Array:
+        """A text's vectors, (n, E), by the system's text encoder; only where `check` lets a spec pass that asks for it.
+
+        Raises:
+            ModelLoadError, RenderFailedError: the system cannot do it, and why.
+        """
 
     def loader(self, stage: str, class_name: str) -> StageLoader:
         """Loads a stage, which is then called as `stages.py` writes it.

@@ -7,14 +7,18 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 
 from renderkiln.schema.errors import InvalidSpecError, ModelLoadError
 from renderkiln.schema.spec import RenderSpec
 
+from ..runtimes.base import Array
+from ..runtimes.naming import PROJECTION
 from .files import read_json
 from .libraries import diffusers, transformers
 from .model_stages import ModelStages
+from .prompts import Embed
 from .residency import Residency, StageKey
 from .schedulers import SchedulerFactory, is_supported
 from .stages import (
@@ -104,6 +108,7 @@ class Pipelines:
         self._components: dict[str, Any] = {
             name: self._stand_in(name, on_decoded) for name in ("safety_checker", *_NEEDED[self.family])
         }
+        self._projection = self._stage(PROJECTION, "") if stages.has(PROJECTION) else None
         self._add_small_parts()
         self._controlnets: dict[str, ControlNetStandIn] = {}
         self._built: dict[tuple[Task, bool, tuple[str, ...]], Any] = {}
@@ -140,6 +145,24 @@ class Pipelines:
                 f"{spec.model!r} has no vae_encoder, which an init_image needs: convert it with that stage"
             )
         self.stages.check(spec)
+
+    def embedder(self, spec: RenderSpec) -> Embed | None:
+        """What embeds prompts in the place of the model's text encoder, where the spec asks for that."""
+        if spec.text_encoder == "model":
+            return None
+        return lambda text: self._project(lambda _: self.stages.embed(text, spec.script))
+
+    def test_embedder(self) -> Embed | None:
+        """The same for a self-test: the system's encoder is not what it tests, so the vectors are noise of seed 0."""
+        if self._projection is None:
+            return None
+        return lambda _text: self._project(lambda stage: np.random.RandomState(0).standard_normal((8, stage.width)))
+
+    def _project(self, make_vectors: Callable[[Any], Array]) -> tuple[torch.Tensor, int]:
+        assert self._projection is not None
+        with self._residency.use(self._projection) as stage:
+            vectors = make_vectors(stage)
+            return stage(vectors), min(len(vectors), stage.tokens)
 
     def get(self, task: Task, *, safety_checker: bool, controlnets: tuple[str, ...] = ()) -> Any:
         """The diffusers pipeline for a task, the same object each time; its scheduler is the caller's to set.

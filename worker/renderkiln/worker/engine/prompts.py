@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+
+import torch
 
 from renderkiln.schema.spec import RenderSpec
 
@@ -14,11 +17,23 @@ class EncodedPrompts:
 
     #: prompt_embeds, negative_prompt_embeds and, for SDXL, their pooled companions: (1, …) tensors, or None.
     arguments: dict[str, Any]
+    #: What a person should know that only encoding shows.
+    notes: tuple[str, ...] = ()
 
 
-def encode(pipeline: Any, spec: RenderSpec) -> EncodedPrompts:
-    """Runs the text encoder (or both of SDXL's), exactly as the pipeline itself would."""
+#: Gives a text's embeddings, (1, S, C), and how many of the S tokens it filled.
+Embed = Callable[[str], tuple[torch.Tensor, int]]
+
+
+def encode(pipeline: Any, spec: RenderSpec, embed: Embed | None = None) -> EncodedPrompts:
+    """Runs the text encoder (or both of SDXL's), exactly as the pipeline itself would.
+
+    Args:
+        embed: takes the text encoder's place.
+    """
     guided = _is_guided(pipeline, spec)
+    if embed is not None:
+        return _embedded(spec, embed, guided)
     encoded = pipeline.encode_prompt(
         spec.prompt,
         device=pipeline._execution_device,
@@ -39,13 +54,27 @@ def encode(pipeline: Any, spec: RenderSpec) -> EncodedPrompts:
 
 def notes(pipeline: Any, spec: RenderSpec) -> tuple[str, ...]:
     """What a person should know about these prompts, in plain sentences; usually nothing."""
-    said = [_cut_off(pipeline.tokenizer, "prompt", spec.prompt)]
+    is_own = spec.text_encoder == "model"  # how much another one reads shows when it has read
+    said = [_cut_off(pipeline.tokenizer, "prompt", spec.prompt)] if is_own else []
     if spec.negative_prompt:
-        if _is_guided(pipeline, spec):
-            said.append(_cut_off(pipeline.tokenizer, "negative prompt", spec.negative_prompt))
-        else:
+        if not _is_guided(pipeline, spec):
             said.append("The negative prompt has no effect: guidance is off.")
+        elif is_own:
+            said.append(_cut_off(pipeline.tokenizer, "negative prompt", spec.negative_prompt))
     return tuple(note for note in said if note)
+
+
+def _embedded(spec: RenderSpec, embed: Embed, guided: bool) -> EncodedPrompts:
+    texts = {"prompt": spec.prompt} | ({"negative_prompt": spec.negative_prompt} if guided else {})
+    arguments: dict[str, Any] = {"prompt_embeds": None, "negative_prompt_embeds": None}
+    said = []
+    for name, text in texts.items():
+        embeddings, filled = embed(text)
+        arguments[f"{name}_embeds"] = embeddings
+        if filled >= embeddings.shape[1]:
+            what = name.replace("_", " ")
+            said.append(f"The {what} fills all {filled} tokens that the model reads; what goes beyond is not read.")
+    return EncodedPrompts(arguments, tuple(said))
 
 
 def _is_guided(pipeline: Any, spec: RenderSpec) -> bool:

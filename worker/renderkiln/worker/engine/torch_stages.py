@@ -14,6 +14,8 @@ import torch
 from renderkiln.schema.errors import InvalidSpecError, ModelLoadError, OutOfMemoryError
 from renderkiln.schema.spec import RenderSpec
 
+from ..runtimes.base import Array
+from ..runtimes.naming import PROJECTION
 from .base import EngineInfo
 from .device import is_out_of_memory
 from .files import Weights, find_weights, read_json
@@ -78,10 +80,19 @@ class TorchModelStages:
 
     def has(self, stage: str) -> bool:
         """See `ModelStages.has`. The UNet takes residuals itself; what a folder lacks shows when it is opened."""
-        return stage != "control-unet"
+        return stage not in ("control-unet", PROJECTION)
 
     def check(self, spec: RenderSpec) -> None:
-        """See `ModelStages.check`: torch's modules do whatever a spec can ask for."""
+        """See `ModelStages.check`: torch's modules do whatever else a spec can ask for."""
+        if spec.text_encoder != "model":
+            raise InvalidSpecError(
+                f"text_encoder: {spec.model!r} is not converted, and only converted models render with macOS's text "
+                "encoder; leave it out, or convert the model with --multilingual-projection"
+            )
+
+    def embed(self, text: str, script: str) -> Array:
+        """See `ModelStages.embed`."""
+        raise AssertionError("`check` refuses such specs")
 
     def loader(self, stage: str, class_name: str) -> TorchStageLoader:
         """See `ModelStages.loader`."""

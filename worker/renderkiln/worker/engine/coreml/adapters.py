@@ -15,9 +15,9 @@ import torch
 from renderkiln.schema.errors import ModelLoadError
 
 from ...runtimes.base import Array, Runtime, TensorInfo
-from ...runtimes.naming import kind_of
+from ...runtimes.naming import PROJECTION, kind_of
 from ..libraries import diffusers
-from .interface import RESIDUAL
+from .interface import RESIDUAL, VECTORS
 
 Tensors = Mapping[str, torch.Tensor]
 
@@ -38,6 +38,7 @@ def adapt(stage: str, class_name: str, runtime: Runtime) -> Any:
         "vae_decoder": VaeDecoder,
         "vae_encoder": VaeEncoder,
         "safety_checker": SafetyChecker,
+        PROJECTION: Projection,
     }
     if kind not in adapters:
         raise ModelLoadError(f"no stage of the kind {kind} is known")
@@ -196,6 +197,30 @@ class SafetyChecker:
         given = {"clip_input": clip_input, "images": pictures, "adjustment": torch.zeros(len(pictures))}
         flags = run(self._runtime, given, len(pictures))["has_nsfw_concepts"].flatten(1).amax(1) > 0.5
         return images * (~flags)[:, None, None, None], flags.tolist()
+
+
+class Projection:
+    """Vectors of the system's text encoder to what a UNet reads."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+        _, self.tokens, self.width = runtime.inputs[VECTORS].shapes[0]
+
+    def __call__(self, vectors: Array) -> torch.Tensor:
+        """(n, E), any n, to (1, S, C) float32: zeros stand where vectors lack, as Apple has it; too many are cut off.
+
+        Raises:
+            ModelLoadError: the vectors are of another width than those that the projection was trained with.
+        """
+        if vectors.shape[1] != self.width:
+            raise ModelLoadError(
+                f"the model's multilingual projection takes vectors of {self.width} values, and this system's text "
+                f"encoder gives {vectors.shape[1]}"
+            )
+        padded = np.zeros((1, self.tokens, self.width), np.float32)
+        padded[0, : len(vectors)] = vectors[: self.tokens]
+        found = self._runtime.predict({VECTORS: padded})["encoder_hidden_states"]
+        return torch.from_numpy(found).squeeze(2).transpose(1, 2)
 
 
 def residual_names(tensors: Mapping[str, TensorInfo]) -> list[str]:

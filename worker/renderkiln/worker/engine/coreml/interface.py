@@ -11,9 +11,11 @@ from renderkiln.schema.errors import ModelLoadError
 from ...runtimes.base import TensorInfo
 from ...runtimes.chain import interface
 from ...runtimes.manifest import Manifest, StageInfo
-from ...runtimes.naming import kind_of
+from ...runtimes.naming import PROJECTION, kind_of
 
 RESIDUAL = "additional_residual_"
+#: What a multilingual projection takes.
+VECTORS = "nlcontextualembeddings_output"
 _RESIDUALS = re.compile(rf"{RESIDUAL}\d+")
 _DENOISER = ("sample", "timestep", "encoder_hidden_states")
 #: What SDXL and consistency models take besides.
@@ -40,6 +42,7 @@ _KINDS = {
     "vae_decoder": _Kind(("z",), ("image",)),
     "vae_encoder": _Kind(("x",), ("latent",)),
     "safety_checker": _Kind(("clip_input", "images", "adjustment"), ("has_nsfw_concepts",)),
+    PROJECTION: _Kind((VECTORS,), ("encoder_hidden_states",)),
 }
 #: Without these nothing can be rendered; of the last two, either will do.
 _NEEDED = {"sd": ("text_encoder", "vae_decoder"), "sdxl": ("text_encoder", "text_encoder_2", "vae_decoder")}
@@ -65,6 +68,9 @@ def check_manifest(manifest: Manifest, scale: int) -> None:
         if name in _UNETS or kind_of(name) == "controlnet":
             _check_sizes(manifest, name, stage, "sample", scale)
     _check_sizes(manifest, "vae_decoder", manifest.stages["vae_decoder"], "z", scale)
+    for name, stage in manifest.stages.items():
+        if name in _UNETS or kind_of(name) == "controlnet":
+            _check_tokens(manifest, name, stage)
 
 
 def tensors(stage: StageInfo) -> tuple[dict[str, TensorInfo], dict[str, TensorInfo]]:
@@ -101,6 +107,18 @@ def _check_sizes(manifest: Manifest, name: str, stage: StageInfo, tensor: str, s
     if found != set(manifest.sizes):
         raise ModelLoadError(
             f"{manifest.model} is said to render {_listed(manifest.sizes)}; its {name} takes {_listed(found)}"
+        )
+
+
+def _check_tokens(manifest: Manifest, name: str, stage: StageInfo) -> None:
+    """A UNet reads as many tokens as its text encoder, or the system's, has."""
+    encoder = PROJECTION if PROJECTION in manifest.stages else "text_encoder"
+    takes, _ = tensors(manifest.stages[encoder])
+    given = next(iter(takes.values())).shapes[0][1]
+    taken = tensors(stage)[0]["encoder_hidden_states"].shapes[0][-1]
+    if given != taken:
+        raise ModelLoadError(
+            f"{name} of {manifest.model} reads {taken} tokens, and its {encoder} has {given}: convert the model again"
         )
 
 

@@ -13,12 +13,14 @@ from renderkiln.schema.errors import InvalidSpecError, ModelNotFoundError, did_y
 from renderkiln.schema.spec import RenderSpec
 
 from ...runtimes import manifest
-from ...runtimes.naming import controlnet_names, controlnet_stage
+from ...runtimes.base import Array
+from ...runtimes.naming import PROJECTION, controlnet_names, controlnet_stage
 from ...runtimes.opening import OpenPackage, open_stage
 from ..base import EngineInfo
 from ..files import read_json
 from .adapters import adapt
 from .interface import check_manifest
+from .multilingual import SystemText, SystemTextEncoder
 
 
 class CoreMLModelStages:
@@ -29,6 +31,7 @@ class CoreMLModelStages:
         converted: of the manifest and the packages; the same folder, or a variant's below it.
         open_package: loads a package on a runtime.
         unit: what that runtime computes on, for people.
+        system_text: what embeds prompts for a model that was made for the system's text encoder; macOS's unless told.
 
     Raises:
         ModelLoadError: the manifest is not one of ours, does not fit the files, or describes what cannot be run.
@@ -37,8 +40,11 @@ class CoreMLModelStages:
     #: Pipelines compute on the CPU, between the stages.
     device = torch.device("cpu")
 
-    def __init__(self, folder: Path, converted: Path, open_package: OpenPackage, unit: str) -> None:
+    def __init__(
+        self, folder: Path, converted: Path, open_package: OpenPackage, unit: str, system_text: SystemText | None = None
+    ) -> None:
         self._folder, self._converted, self._open_package = folder, converted, open_package
+        self._system_text = system_text or SystemTextEncoder()
         self._manifest = manifest.load(converted)
         vae = read_json(folder / "vae" / "config.json")
         check_manifest(self._manifest, 2 ** (len(vae.get("block_out_channels", [0])) - 1))
@@ -64,11 +70,26 @@ class CoreMLModelStages:
 
     def check(self, spec: RenderSpec) -> None:
         """See `ModelStages.check`."""
+        if spec.text_encoder == "system-multilingual":
+            if not self.has(PROJECTION):
+                raise InvalidSpecError(
+                    f"text_encoder: {spec.model!r} was not converted for the system's text encoder, which takes "
+                    "`renderkiln convert --multilingual-projection`; leave it out"
+                )
+            self._system_text.check()
+        elif self.has(PROJECTION):
+            raise InvalidSpecError(
+                f"text_encoder: {spec.model!r} was converted for the system's text encoder; ask for system-multilingual"
+            )
         if spec.clip_skip is not None:
             raise InvalidSpecError(
                 f"clip_skip: {spec.model!r} is a converted model, whose text encoder gives its last layer only; "
                 "leave it out, or render with the torch engine"
             )
+
+    def embed(self, text: str, script: str) -> Array:
+        """See `ModelStages.embed`."""
+        return self._system_text.embed(text, script)
 
     def loader(self, stage: str, class_name: str) -> ConvertedStageLoader:
         """See `ModelStages.loader`."""
