@@ -17,11 +17,14 @@ from tests.engine.conftest import Renderer
 from tests.engine.models import WIDTH
 
 from renderkiln.home.folder import DataFolder
+from renderkiln.home.settings import Settings
 from renderkiln.schema.errors import InvalidSpecError, ModelLoadError, RenderFailedError
-from renderkiln.worker.engine.coreml.multilingual import SystemTextEncoder, complaint_about_system
+from renderkiln.worker.engine.coreml.multilingual import SystemTextEncoder
 from renderkiln.worker.engine.making import EngineChoice, make_engine
 from renderkiln.worker.models.choosing import Wishes
 from renderkiln.worker.runtimes import manifest as manifests
+from renderkiln.worker.runtimes.apple.system import complaint_about_system
+from renderkiln.worker.supervisor.forms import Forms
 
 from .conftest import Library
 from .converting import convert_model
@@ -256,6 +259,17 @@ def test_the_self_test_needs_no_system_and_is_the_same_each_time(made: Path, tmp
     first, second = (renderer(made, tmp_path).engine.self_test_picture("tiny") for _ in range(2))
     assert (first == second).all()
     assert renderer(made, tmp_path).engine.warm_up("tiny").likeness is None
+
+
+def test_a_worker_announces_who_reads_the_prompts_of_a_model(
+    made: Path, library: Library, tmp_path: Path, embedding: Embedding, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders = {"multi": made, "plain": library.converted("tiny"), "torch": library.torch("tiny")}
+    forms = Forms(Settings(data_dir=tmp_path), folders.__getitem__, lambda _: None)
+    said = {"multi": ("system-multilingual",), "plain": ("model",), "torch": ("model",)}
+    assert forms.limits(folders, ()).text_encoders == said
+    monkeypatch.setattr(platform, "mac_ver", lambda: ("13.6", ("", "", ""), "arm64"))
+    assert forms.limits(folders, ()).text_encoders == said | {"multi": ()}
 
 
 @pytest.mark.skipif(sys.platform == "darwin", reason="macOS has it")

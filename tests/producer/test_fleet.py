@@ -152,20 +152,39 @@ def test_a_worker_with_the_size_but_without_the_controlnet_does_not_help() -> No
         check([plain, fixed], Need("sd15", ("canny",), 768, 768))
 
 
+def test_a_text_encoder_is_refused_only_where_every_worker_with_the_model_is_known_not_to_have_it() -> None:
+    mac, old = (worker("sd15", text_encoders={"sd15": each}) for each in (["system-multilingual"], []))
+    plain = worker("sd15", text_encoders={"sd15": ["model"]})
+    multilingual, own = Need("sd15", text_encoder="system-multilingual"), Need("sd15")
+    check([old, mac], multilingual)
+    check([mac, plain], own)
+    check([old, worker("sd15")], multilingual)  # the second does not say
+    with pytest.raises(InvalidSpecError, match=r"^text_encoder: .*'sd15' with macOS's text encoder, which takes macOS"):
+        check([old, plain], multilingual)
+    with pytest.raises(InvalidSpecError, match=r"^1: text_encoder: .* ask for system-multilingual\.$"):
+        check([mac, old], own, "1")
+    assert [can_render(each, multilingual) for each in (mac, old, plain, worker("sd15"))] == [True, False, False, True]
+
+
 sides = st.none() | st.sampled_from([256, 512, 768])
 sizes = st.lists(st.tuples(st.sampled_from([256, 512, 768]), st.sampled_from([256, 512, 768])), max_size=3)
 nets = st.lists(st.sampled_from(["canny", "depth"]), unique=True).map(tuple)
+encoders = st.sampled_from(["model", "system-multilingual"])
 workers = st.builds(
-    lambda model, size, offered: worker(
-        model, sizes={model: size}, controlnets={} if offered is None else {model: offered}
+    lambda model, size, offered, readers: worker(
+        model,
+        sizes={model: size},
+        controlnets={} if offered is None else {model: offered},
+        text_encoders={model: readers},
     ),
     st.sampled_from(["sd15", "sdxl"]),
     sizes,
     st.none() | nets,
+    st.lists(encoders, unique=True),
 )
 
 
-@given(st.lists(workers, min_size=1, max_size=4), st.builds(Need, st.just("sd15"), nets, sides, sides))
+@given(st.lists(workers, min_size=1, max_size=4), st.builds(Need, st.just("sd15"), nets, sides, sides, encoders))
 def test_what_is_refused_is_what_no_live_worker_can_render(there: list[WorkerInfo], need: Need) -> None:
     try:
         check(there, need)
@@ -181,6 +200,7 @@ def test_a_need_is_what_the_spec_says() -> None:
     asked = [{"model": name, "image": picture} for name in ("canny", "depth", "canny")]
     spec = parse_spec({"prompt": "a cat", "model": "sd15", "width": 512, "controlnets": asked})
     assert Need.of(spec) == Need("sd15", ("canny", "depth"), 512, None)
+    assert Need.of(parse_spec({"prompt": "a", "text_encoder": "system-multilingual"})).text_encoder != "model"
 
 
 def test_submitting_refuses_a_size_that_nobody_has_and_queues_nothing(queue: RenderQueue) -> None:

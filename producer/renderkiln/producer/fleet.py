@@ -13,7 +13,7 @@ from renderkiln.home.folder import DataFolder
 from renderkiln.home.models import find_model
 from renderkiln.schema import names
 from renderkiln.schema.errors import BadInputError, InvalidSpecError, ModelNotFoundError, did_you_mean
-from renderkiln.schema.spec import RenderSpec
+from renderkiln.schema.spec import RenderSpec, TextEncoder
 from renderkiln.schema.workers import WorkerInfo
 
 
@@ -26,10 +26,12 @@ class Need(NamedTuple):
     #: Pixels; None: the model's own.
     width: int | None = None
     height: int | None = None
+    text_encoder: TextEncoder = "model"
 
     @classmethod
     def of(cls, spec: RenderSpec) -> Need:
-        return cls(spec.model, tuple(dict.fromkeys(net.model for net in spec.controlnets)), spec.width, spec.height)
+        controlnets = tuple(dict.fromkeys(net.model for net in spec.controlnets))
+        return cls(spec.model, controlnets, spec.width, spec.height, spec.text_encoder)
 
 
 def live_workers(connection: redis.Redis) -> list[WorkerInfo]:
@@ -48,8 +50,9 @@ def live_workers(connection: redis.Redis) -> list[WorkerInfo]:
 
 
 def can_render(worker: WorkerInfo, need: Need) -> bool:
-    """Whether a worker has the model, the ControlNets and the size."""
-    return need.model in worker.models and not _missing(worker, need) and _has_size(worker, need)
+    """Whether a worker has the model, the ControlNets, the text encoder and the size."""
+    has_parts = need.model in worker.models and not _missing(worker, need) and _can_read(worker, need)
+    return has_parts and _has_size(worker, need)
 
 
 def check_needs(workers: Sequence[WorkerInfo], folder: DataFolder, needs: Mapping[Need, str], *, local: bool) -> None:
@@ -63,7 +66,7 @@ def check_needs(workers: Sequence[WorkerInfo], folder: DataFolder, needs: Mappin
 
     Raises:
         ModelNotFoundError: nobody has the model or a ControlNet; with the nearest names.
-        InvalidSpecError: all who have them render other sizes only; with these.
+        InvalidSpecError: all who have them render other sizes only (with these), or read prompts otherwise.
     """
     for need, place in needs.items():
         try:
@@ -86,7 +89,11 @@ def _check(workers: Sequence[WorkerInfo], folder: DataFolder, need: Need, local:
     able = [worker for worker in having if not _missing(worker, need)]
     if not able:
         _check_controlnets(having, need)
-    elif not any(_has_size(worker, need) for worker in able):
+        return
+    able = [worker for worker in able if _can_read(worker, need)]
+    if not able:
+        raise InvalidSpecError(f"text_encoder: no worker that is up renders {need.model!r} {_unread(need)}")
+    if not any(_has_size(worker, need) for worker in able):
         sizes = sorted({size for worker in able for size in worker.sizes[need.model]})
         there = ", ".join(f"{width} × {height}" for width, height in sizes)
         raise InvalidSpecError(
@@ -128,6 +135,19 @@ def _missing(worker: WorkerInfo, need: Need) -> list[str]:
     if there is None:
         return []
     return [name for name in need.controlnets if name not in there and name.replace("/", "_") not in there]
+
+
+def _can_read(worker: WorkerInfo, need: Need) -> bool:
+    return need.text_encoder in worker.text_encoders.get(need.model, (need.text_encoder,))
+
+
+def _unread(need: Need) -> str:
+    if need.text_encoder == "model":
+        return "with a text encoder of its own. It is made for macOS's: ask for system-multilingual."
+    return (
+        "with macOS's text encoder, which takes macOS 14 or later, and a model that was converted with "
+        "--multilingual-projection."
+    )
 
 
 def _has_size(worker: WorkerInfo, need: Need) -> bool:

@@ -49,6 +49,8 @@ Revision = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-
 #: A picture that travels beside the job, named by the SHA-256 of its bytes.
 ImageRef = Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$")]
 Side = Annotated[int, Field(ge=8, le=MAX_SIDE, multiple_of=8)]
+#: Who reads the prompts: the model's own text encoder, or macOS's.
+TextEncoder = Literal["model", "system-multilingual"]
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
 
 
@@ -99,7 +101,7 @@ class RenderSpec(Frozen):
     controlnets: tuple[ControlNet, ...] = Field(
         (), max_length=MAX_CONTROLNETS, description="ControlNets, each with its picture; what they ask for adds up."
     )
-    text_encoder: Literal["model", "system-multilingual"] = Field(
+    text_encoder: TextEncoder = Field(
         "model", description="Who reads the prompts: the model, or macOS (14 or later) for models made for that."
     )
     script: Literal["latin", "cyrillic", "cjk"] = Field(

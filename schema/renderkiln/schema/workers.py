@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from .spec import Frozen, ModelName
+from .spec import Frozen, ModelName, TextEncoder
 
 #: Width and height in pixels.
 Size = tuple[Annotated[int, Field(gt=0)], Annotated[int, Field(gt=0)]]
@@ -25,6 +25,9 @@ class WorkerInfo(Frozen):
     #: The ControlNets that a model can be rendered with; of models that are not in it, that is not said. A converted
     #: model knows its ControlNets by the names of their files, where `owner/name` is `owner_name`.
     controlnets: dict[ModelName, tuple[ModelName, ...]] = Field(default_factory=dict)
+    #: Who can read the prompts of a model, as a spec's `text_encoder` has it; of models that are not in it, that is not
+    #: said.
+    text_encoders: dict[ModelName, tuple[TextEncoder, ...]] = Field(default_factory=dict)
     engine: str
     device: str
     store: str

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ..runtimes.naming import controlnet_stage, safe_name
+from ..runtimes.naming import PROJECTION, controlnet_stage, safe_name
 from .layout import VARIANTS, Variant
 
 PACKAGE, COMPILED = ".mlpackage", ".mlmodelc"
@@ -33,6 +33,7 @@ _COMPILED_STAGES = {
     "vaedecoder": "vae_decoder",
     "vaeencoder": "vae_encoder",
     "safetychecker": "safety_checker",
+    "multilingualtextencoderprojection": PROJECTION,
 }
 _PACKAGE_STAGES = tuple(_COMPILED_STAGES.values())
 _CHUNK = re.compile(r"(.*?)_?chunk([12])", re.IGNORECASE)

@@ -9,11 +9,13 @@ from pathlib import Path
 
 from renderkiln.home.settings import Settings
 from renderkiln.schema.errors import LedgerError, RenderkilnError
+from renderkiln.schema.spec import TextEncoder
 from renderkiln.worker.models.choosing import Form, Wishes, pick_form
 from renderkiln.worker.protocol import FormName
 from renderkiln.worker.runtimes import manifest
+from renderkiln.worker.runtimes.apple.system import why_no_text_encoder
 from renderkiln.worker.runtimes.base import ComputeUnit
-from renderkiln.worker.runtimes.naming import controlnet_names
+from renderkiln.worker.runtimes.naming import PROJECTION, controlnet_names
 
 log = logging.getLogger("renderkiln.supervisor")
 #: What is used where a unit does not render a model rightly, in this order.
@@ -28,6 +30,8 @@ class Limits:
     sizes: Mapping[str, tuple[tuple[int, int], ...]]
     #: The ControlNets of each model.
     controlnets: Mapping[str, tuple[str, ...]]
+    #: Who can read the prompts of each model; see `WorkerInfo`.
+    text_encoders: Mapping[str, tuple[TextEncoder, ...]]
 
 
 class Forms:
@@ -77,6 +81,7 @@ class Forms:
         """
         sizes: dict[str, tuple[tuple[int, int], ...]] = {}
         controlnets: dict[str, tuple[str, ...]] = {}
+        text_encoders: dict[str, tuple[TextEncoder, ...]] = {}
         for model in models:
             try:
                 form = self._pick(model)
@@ -86,10 +91,12 @@ class Forms:
                 continue
             if converted is None:
                 controlnets[model] = tuple(stored_controlnets)
+                text_encoders[model] = ("model",)
             else:
                 sizes[model] = converted.sizes
                 controlnets[model] = controlnet_names(converted.stages)
-        return Limits(sizes, controlnets)
+                text_encoders[model] = _text_encoders(converted)
+        return Limits(sizes, controlnets, text_encoders)
 
     def _pick(self, model: str) -> Form | None:
         try:
@@ -102,3 +109,9 @@ class Forms:
         if form is not None and form.unit in broken:
             return form._replace(unit=next(unit for unit in _INSTEAD if unit not in broken))
         return form
+
+
+def _text_encoders(converted: manifest.Manifest) -> tuple[TextEncoder, ...]:
+    if PROJECTION not in converted.stages:
+        return ("model",)
+    return () if why_no_text_encoder() else ("system-multilingual",)

@@ -186,6 +186,7 @@ class _Service:
             models=self._models,
             sizes=dict(self._limits.sizes),
             controlnets=dict(self._limits.controlnets),
+            text_encoders=dict(self._limits.text_encoders),
             engine=self._engine,
             device=self._device,
             store=self._settings.out,

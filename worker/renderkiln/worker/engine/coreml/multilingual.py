@@ -10,9 +10,7 @@ The names are those that pyobjc's metadata has; nothing here was run on a Mac ye
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import logging
-import platform
 import threading
 from collections.abc import Mapping
 from typing import Any, Protocol
@@ -21,17 +19,16 @@ import numpy as np
 
 from renderkiln.schema.errors import InvalidSpecError, ModelLoadError, RenderFailedError
 
+from ...runtimes.apple.system import TEXT_FRAMEWORK, why_no_text_encoder
 from ...runtimes.base import Array
 
 log = logging.getLogger("renderkiln.engine")
-FRAMEWORK = "NaturalLanguage"
 #: The framework's name of each script; as in Apple's Swift package, Chinese stands for the three that share an encoder.
 SCRIPTS: Mapping[str, str] = {
     "latin": "NLScriptLatin",
     "cyrillic": "NLScriptCyrillic",
     "cjk": "NLScriptSimplifiedChinese",
 }
-_FIRST_MACOS = 14
 #: NLContextualEmbeddingAssetsResultAvailable.
 _AVAILABLE = 0
 #: Seconds for the first use of a script, when macOS fetches its encoder: less than 100 MB.
@@ -67,9 +64,7 @@ class SystemTextEncoder:
 
     def check(self) -> None:
         """See `SystemText.check`."""
-        complaint = complaint_about_system(
-            platform.system(), platform.mac_ver()[0], importlib.util.find_spec(FRAMEWORK) is not None
-        )
+        complaint = why_no_text_encoder()
         if complaint:
             raise InvalidSpecError(f"text_encoder system-multilingual {complaint}")
 
@@ -91,7 +86,7 @@ class SystemTextEncoder:
 
     def _encoder(self, script: str) -> Any:
         if script not in self._loaded:
-            framework = importlib.import_module(FRAMEWORK)
+            framework = importlib.import_module(TEXT_FRAMEWORK)
             encoder = framework.NLContextualEmbedding.contextualEmbeddingWithScript_(
                 getattr(framework, SCRIPTS[script])
             )
@@ -124,24 +119,6 @@ class SystemTextEncoder:
             raise ModelLoadError(
                 f"macOS cannot fetch {about}: {_reason(error)}. Is this Mac connected to the internet?"
             )
-
-
-def complaint_about_system(system: str, macos: str, has_framework: bool) -> str | None:
-    """What a system lacks for its text encoder, as the end of a sentence; None: nothing.
-
-    Args:
-        system: as `platform.system` says it.
-        macos: the version, such as `15.6`; empty elsewhere.
-        has_framework: whether pyobjc's NaturalLanguage is installed.
-    """
-    if system != "Darwin":
-        return "needs a worker on macOS 14 or later; elsewhere there is no such encoder"
-    major = macos.partition(".")[0]
-    if not major.isdigit() or int(major) < _FIRST_MACOS:
-        return f"needs macOS 14 or later, and this is {macos or 'an unknown one'}"
-    if not has_framework:
-        return "needs pyobjc's NaturalLanguage: pip install 'renderkiln[worker,coreml]'"
-    return None
 
 
 def _reason(error: Any) -> str:

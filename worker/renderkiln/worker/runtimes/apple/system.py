@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import platform
 import subprocess
 import sys
@@ -14,6 +15,8 @@ COMPUTE_UNITS: tuple[ComputeUnit, ...] = get_args(ComputeUnit)
 
 #: Since when Core ML takes hints, and several functions in one model.
 MACOS_WITH_HINTS = (15, 0)
+#: pyobjc's module of the framework with macOS's multilingual text encoder, and the macOS that has that first.
+TEXT_FRAMEWORK, _MACOS_WITH_TEXT = "NaturalLanguage", 14
 
 
 def on_macos() -> bool:
@@ -42,3 +45,27 @@ def system_build() -> str:
             return said.stdout.strip()
     name = f"{platform.system()}-{platform.release()}"
     return "".join(sign if sign.isalnum() or sign in "-_" else "_" for sign in name)
+
+
+def why_no_text_encoder() -> str | None:
+    """What this system lacks for macOS's multilingual text encoder, as the end of a sentence; None: nothing."""
+    has_framework = importlib.util.find_spec(TEXT_FRAMEWORK) is not None
+    return complaint_about_system(platform.system(), platform.mac_ver()[0], has_framework)
+
+
+def complaint_about_system(system: str, macos: str, has_framework: bool) -> str | None:
+    """What a system lacks for its text encoder, as the end of a sentence; None: nothing.
+
+    Args:
+        system: as `platform.system` says it.
+        macos: the version, such as `15.6`; empty elsewhere.
+        has_framework: whether pyobjc's NaturalLanguage is installed.
+    """
+    if system != "Darwin":
+        return "needs a worker on macOS 14 or later; elsewhere there is no such encoder"
+    major = macos.partition(".")[0]
+    if not major.isdigit() or int(major) < _MACOS_WITH_TEXT:
+        return f"needs macOS 14 or later, and this is {macos or 'an unknown one'}"
+    if not has_framework:
+        return "needs pyobjc's NaturalLanguage: pip install 'renderkiln[worker,coreml]'"
+    return None
