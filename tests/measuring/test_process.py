@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
 import statistics
+import subprocess
+import sys
 from pathlib import Path
 
+import psutil
 import pytest
 from tests.coreml.conftest import coreml_engine
 
@@ -94,3 +99,19 @@ def test_a_form_that_is_not_there_fails(both: Path, data: DataFolder) -> None:
     failure = measure(order(data, Candidate("coreml", "original", "cpu_and_ne"))).failure
     assert failure is not None
     assert failure.kind == "settings"
+
+
+@pytest.mark.usefixtures("both", "data")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_command_leaves_no_process(
+    pretend: Fault, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    ready = tmp_path / "ready"
+    os.mkfifo(ready)
+    monkeypatch.setenv("MEASURED_READY", str(ready))
+    pretend("hang")
+    command = subprocess.Popen([sys.executable, "-m", "renderkiln.producer", "tune", "both"], stdout=subprocess.DEVNULL)
+    child = int(ready.read_text())
+    command.send_signal(number)
+    assert command.wait(60) == 130
+    assert not psutil.pid_exists(child)

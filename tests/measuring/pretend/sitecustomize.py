@@ -2,14 +2,17 @@
 wrong.
 
 MEASURED_ON=mac: it is on a Mac, of which only coremltools' compiled binding is not real. MEASURED_FAULT: what happens
-in this process; with ` in NAME`, only where a package lies in a folder of that name.
+in this process; with ` in NAME`, only where a package lies in a folder of that name. MEASURED_READY: a pipe, to which a
+process that hangs writes its number. Other processes than measuring ones are left as they are.
 """
 
 import os
 import signal
 import sys
+from pathlib import Path
 
-if os.environ.get("MEASURED_ON") == "mac":
+is_meant = "renderkiln.worker.measuring.child" in sys.orig_argv
+if is_meant and os.environ.get("MEASURED_ON") == "mac":
     from tests.apple.binding import Recording, install
     from tests.apple.test_plan import small_plan
 
@@ -22,8 +25,10 @@ if os.environ.get("MEASURED_ON") == "mac":
     install(recording)
     recording.plan = small_plan()
 
-fault, _, where = os.environ.get("MEASURED_FAULT", "").partition(" in ")
+fault, _, where = os.environ.get("MEASURED_FAULT", "").partition(" in ") if is_meant else ("", "", "")
 if fault == "hang":
+    if "MEASURED_READY" in os.environ:
+        Path(os.environ["MEASURED_READY"]).write_text(str(os.getpid()))
     signal.pause()
 elif fault == "refused":
     print("MILCompilerForANE error: failed. Error=_ANECompiler : ANECCompile() FAILED.", file=sys.stderr)
@@ -56,7 +61,7 @@ elif fault:
 
     def load_faulty(path, **options):
         runtime = load(path, **options)
-        is_meant = where in path.parts and "image" in runtime.outputs
-        return Faulty(runtime) if is_meant else runtime
+        is_faulty = where in path.parts and "image" in runtime.outputs
+        return Faulty(runtime) if is_faulty else runtime
 
     ReferenceRuntime.load = load_faulty

@@ -19,7 +19,9 @@ _ON_A_MAC: tuple[ComputeUnit, ...] = ("cpu_and_ne", "cpu_and_gpu")
 _ELSEWHERE: tuple[ComputeUnit, ...] = ("reference",)
 
 
-def converted_candidates(folder: Path, units: Iterable[str] = (), only: Iterable[str] = ()) -> list[Candidate]:
+def converted_candidates(
+    model: str, folder: Path, units: Iterable[str] = (), only: Iterable[str] = ()
+) -> list[Candidate]:
     """The converted forms of a model that are to be measured, the one that suits this machine first.
 
     Args:
@@ -34,14 +36,14 @@ def converted_candidates(folder: Path, units: Iterable[str] = (), only: Iterable
     there = variants(folder)
     if not there:
         raise BadInputError(
-            f"{folder.name} holds no converted stages, so that there is nothing to choose from; "
+            f"{model} holds no converted stages, so that there is nothing to choose from; "
             "`renderkiln convert` makes some, and `renderkiln bench model` measures any model"
         )
     wanted = tuple(only) or tuple(name for name in VARIANTS if name in there)
     for name in wanted:
         if name not in there:
             raise BadInputError(
-                f"{folder.name} has no variant {name!r}; it has {', '.join(there)}.{did_you_mean(name, there)}"
+                f"{model} has no variant {name!r}; it has {', '.join(there)}.{did_you_mean(name, there)}"
             )
     chosen = tuple(units) or (_ON_A_MAC if system.on_macos() else _ELSEWHERE)
     for unit in chosen:

@@ -78,7 +78,7 @@ def tune(
     from ..models.layout import VARIANTS
     from .candidates import converted_candidates, in_our_words
 
-    candidates = converted_candidates(folder, in_our_words(units), in_our_words(variants, VARIANTS))
+    candidates = converted_candidates(model, folder, in_our_words(units), in_our_words(variants, VARIANTS))
     if dry_run:
         _show_candidates(model, candidates, as_json)
         return
