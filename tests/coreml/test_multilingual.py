@@ -19,6 +19,7 @@ from tests.engine.models import WIDTH
 from renderkiln.home.folder import DataFolder
 from renderkiln.home.settings import Settings
 from renderkiln.schema.errors import InvalidSpecError, ModelLoadError, RenderFailedError
+from renderkiln.worker.checkups import check_rendering
 from renderkiln.worker.engine.coreml.multilingual import SystemTextEncoder
 from renderkiln.worker.engine.making import EngineChoice, make_engine
 from renderkiln.worker.models.choosing import Wishes
@@ -270,6 +271,15 @@ def test_a_worker_announces_who_reads_the_prompts_of_a_model(
     assert forms.limits(folders, ()).text_encoders == said
     monkeypatch.setattr(platform, "mac_ver", lambda: ("13.6", ("", "", ""), "arm64"))
     assert forms.limits(folders, ()).text_encoders == said | {"multi": ()}
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="macOS has it")
+def test_the_doctor_says_what_such_a_model_needs(made: Path, tmp_path: Path) -> None:
+    data = DataFolder(tmp_path).ensure()
+    data.models.mkdir()
+    (data.models / "mine").symlink_to(made)
+    (found,) = [each for each in check_rendering(Settings(data_dir=tmp_path)) if each.about == "model mine"]
+    assert (found.state, found.says[:50]) == ("warning", "is made for macOS's text encoder, which needs a wo")
 
 
 @pytest.mark.skipif(sys.platform == "darwin", reason="macOS has it")

@@ -108,6 +108,8 @@ def _check_model(
     from .models.choosing import Wishes, pick_form
     from .models.store import check_complete
     from .runtimes import manifest
+    from .runtimes.apple.system import why_no_text_encoder
+    from .runtimes.naming import PROJECTION
 
     about, facts = f"model {model.name}", {"path": str(model.path)}
     again = f"renderkiln models verify {model.name}; then pull, convert or add it again"
@@ -129,6 +131,10 @@ def _check_model(
         return warning(
             about, f"cannot be rendered here: {error}", "renderkiln config shows what was asked for", **facts
         )
+    lacking = why_no_text_encoder() if PROJECTION in stages else None
+    if lacking:
+        do = "render it on another machine of the fleet"
+        return warning(about, f"is made for macOS's text encoder, which {lacking}", do, **facts)
     kinds = {Path(package.file).suffix for stage in stages.values() for package in stage.packages}
     return judge_form(model, form, kinds, has_coremltools=has_coremltools)
 
