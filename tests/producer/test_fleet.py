@@ -169,6 +169,25 @@ def test_a_text_encoder_is_refused_only_where_every_worker_with_the_model_is_kno
 sides = st.none() | st.sampled_from([256, 512, 768])
 sizes = st.lists(st.tuples(st.sampled_from([256, 512, 768]), st.sampled_from([256, 512, 768])), max_size=3)
 nets = st.lists(st.sampled_from(["canny", "depth"]), unique=True).map(tuple)
+
+
+@pytest.mark.parametrize("system", ["Darwin", "Linux"])
+def test_macos_s_text_encoder_is_refused_where_the_machine_that_will_render_is_no_mac(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, system: str
+) -> None:
+    monkeypatch.setattr("platform.system", lambda: system)
+    folder = DataFolder(tmp_path)
+    (folder.models / "mine").mkdir(parents=True)
+    (folder.models / "mine" / "model_index.json").write_text("{}")
+    need = {Need("mine", text_encoder="system-multilingual"): ""}
+    check_needs([], folder, need, local=False)
+    if system == "Darwin":
+        check_needs([], folder, need, local=True)
+    else:
+        with pytest.raises(InvalidSpecError, match="this machine cannot render 'mine' with macOS's text encoder"):
+            check_needs([], folder, need, local=True)
+
+
 encoders = st.sampled_from(["model", "system-multilingual"])
 workers = st.builds(
     lambda model, size, offered, readers: worker(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -66,7 +67,7 @@ def check_needs(workers: Sequence[WorkerInfo], folder: DataFolder, needs: Mappin
 
     Raises:
         ModelNotFoundError: nobody has the model or a ControlNet; with the nearest names.
-        InvalidSpecError: all who have them render other sizes only (with these), or read prompts otherwise.
+        InvalidSpecError: all who have them render other sizes only (with these), or cannot read the prompts as asked.
     """
     for need, place in needs.items():
         try:
@@ -103,6 +104,8 @@ def _check(workers: Sequence[WorkerInfo], folder: DataFolder, need: Need, local:
 
 def _check_here(folder: DataFolder, need: Need) -> None:
     path = find_model(folder, need.model)
+    if need.text_encoder != "model" and platform.system() != "Darwin":
+        raise InvalidSpecError(f"text_encoder: this machine cannot render {need.model!r} {_unread(need)}")
     # A converted model brings its own ControlNets. Which, its worker will say.
     if any(path.glob("manifest.json")) or any(path.glob("*/manifest.json")):
         return
