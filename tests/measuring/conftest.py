@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from tests.cli.conftest import run
 from tests.coreml.conftest import Library, library
 
@@ -17,6 +18,13 @@ __all__ = ["library", "run"]
 
 ROOT = Path(__file__).parents[2]
 Fault = Callable[[str], None]
+
+
+@pytest.fixture(autouse=True)
+def _gradients() -> Iterator[None]:
+    """On again after a conversion: other tests train."""
+    yield
+    torch.set_grad_enabled(True)
 
 
 @pytest.fixture

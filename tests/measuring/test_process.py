@@ -12,7 +12,11 @@ from pathlib import Path
 
 import psutil
 import pytest
-from tests.coreml.conftest import coreml_engine
+import torch
+from safetensors.torch import save_file
+from tests.coreml.conftest import Library, coreml_engine
+from tests.coreml.converting import convert_model
+from tests.engine.models import WIDTH
 
 from renderkiln.home.folder import DataFolder
 from renderkiln.worker.demo import shapes_path
@@ -90,6 +94,18 @@ def test_a_process_that_hangs_is_given_up(data: DataFolder, pretend: Fault) -> N
     pretend("hang")
     found = measure(order(data), patience=0.2)
     assert found.failure == Failure("deadline_passed", "no progress for 0.2 s (starting); given up")
+
+
+def test_a_model_for_the_systems_text_encoder_is_asked_that_way(library: Library, data: DataFolder) -> None:
+    data.models.mkdir()
+    projection = data.root / "projection.safetensors"
+    save_file({"weight": torch.ones(WIDTH, 12)}, projection)
+    stages = ("text_encoder", "unet", "vae_decoder")
+    convert_model(data.models / "many", library.torch("tiny"), source={"projection": projection}, stages=stages)
+    failure = measure(order(data, model="many")).failure
+    # What it needs is not on this system; that nobody asked for it would be another complaint.
+    assert failure is not None
+    assert failure.message.startswith("text_encoder system-multilingual needs a worker on macOS")
 
 
 def test_a_form_that_is_not_there_fails(both: Path, data: DataFolder) -> None:

@@ -19,11 +19,14 @@ from renderkiln.home.folder import DataFolder
 from renderkiln.home.models import find_model
 from renderkiln.schema.errors import OutOfMemoryError, RenderFailedError, RenderkilnError
 from renderkiln.schema.jobs import JobOptions, make_job
-from renderkiln.schema.spec import RenderSpec
+from renderkiln.schema.spec import RenderSpec, TextEncoder
 
 from ..models.choosing import Wishes
+from ..models.layout import variants
+from ..runtimes import manifest
 from ..runtimes.apple.cache import FOLDER, CompileCache
 from ..runtimes.apple.system import on_macos
+from ..runtimes.naming import PROJECTION
 from .records import Answer, Compiled, Failure, Numbers, Order, Progress
 from .shares import shares_of_form
 
@@ -50,7 +53,8 @@ def measure(order: Order, tell: Tell) -> Answer:
     load_seconds = sum(stage.load_seconds for stage in warm.stages)
     if _compiled(data) - before:
         return Compiled(load_seconds)
-    runs = [_render(engine, order, number, tell) for number in range(order.runs + 1)]
+    reader = _reader(order, data)
+    runs = [_render(engine, order, number, reader, tell) for number in range(order.runs + 1)]
     # Looked at before Core ML's plans are loaded, which take memory of their own.
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     shares, no_shares = shares_of_form(order, data)
@@ -94,10 +98,23 @@ class _Run:
         self._tell(Progress(name, 1 + self._number + step / num_steps))
 
 
-def _render(engine: Any, order: Order, number: int, tell: Tell) -> _Run:
+def _reader(order: Order, data: DataFolder) -> TextEncoder:
+    """Who reads the prompts: macOS, for models that were converted for that."""
+    if order.candidate.engine == "torch":
+        return "model"
+    folder = variants(find_model(data, order.model))[order.candidate.variant]
+    return "system-multilingual" if PROJECTION in manifest.read(folder).stages else "model"
+
+
+def _render(engine: Any, order: Order, number: int, reader: TextEncoder, tell: Tell) -> _Run:
     # Without the safety checker: Apple's table is of the rest, and a model that it hides says nothing of the machine.
     spec = RenderSpec(
-        model=order.model, prompt=_PROMPT, seed=_SEED, num_inference_steps=order.steps, safety_checker=False
+        model=order.model,
+        prompt=_PROMPT,
+        seed=_SEED,
+        num_inference_steps=order.steps,
+        text_encoder=reader,
+        safety_checker=False,
     )
     job = make_job(spec, JobOptions(), batch="measuring", index=number)  # a new one each time: it encodes its prompt
     run = _Run(number, tell)
