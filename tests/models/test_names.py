@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from renderkiln.home import machine
 from renderkiln.schema.errors import ModelFetchError
-from renderkiln.worker.models import machine
 from renderkiln.worker.models.apple import ORIGINALS, Part, file_name, part_of, variant_of
 from renderkiln.worker.models.hub import REPOSITORY, safe_path, small_files, weights_of
-from renderkiln.worker.models.machine import Chip, choose
+from renderkiln.worker.models.machine import Chip, choose, read_chip
 from renderkiln.worker.models.picking import choose_files
 
 PREFIX = "Stable_Diffusion_version_stabilityai_stable-diffusion-2-base"
@@ -88,22 +88,22 @@ def test_what_suits_a_chip_is_the_rule_of_diffusers_for_mac(chip: Chip, advice: 
 @pytest.mark.parametrize(
     ("values", "chip"),
     [
-        ({"hw.optional.arm64": 1, "hw.perflevel0.physicalcpu": 4}, Chip(True, 4)),
-        ({"hw.optional.arm64": 1, "hw.perflevel0.physicalcpu": 8, "kern.hv_vmm_present": 0}, Chip(True, 8)),
-        ({"hw.optional.arm64": 1, "hw.perflevel0.physicalcpu": 3, "kern.hv_vmm_present": 1}, Chip(False, 3)),
+        ({"hw.optional.arm64": "1", "hw.perflevel0.physicalcpu": "4"}, Chip(True, 4)),
+        ({"hw.optional.arm64": "1", "hw.perflevel0.physicalcpu": "8", "kern.hv_vmm_present": "0"}, Chip(True, 8)),
+        ({"hw.optional.arm64": "1", "hw.perflevel0.physicalcpu": "3", "kern.hv_vmm_present": "1"}, Chip(False, 3)),
         ({}, Chip(False, 0)),
     ],
     ids=["M1", "M1 Max", "virtual machine", "Intel"],
 )
-def test_a_mac_is_asked_by_sysctl(monkeypatch: pytest.MonkeyPatch, values: dict[str, int], chip: Chip) -> None:
+def test_a_mac_is_asked_by_sysctl(monkeypatch: pytest.MonkeyPatch, values: dict[str, str], chip: Chip) -> None:
     monkeypatch.setattr(machine.platform, "system", lambda: "Darwin")
-    monkeypatch.setattr(machine, "_sysctl", values.get)
-    assert machine.read_chip() == chip
+    monkeypatch.setattr(machine, "_sysctl", lambda: values)
+    assert read_chip() == chip
 
 
 def test_what_is_no_mac_has_no_neural_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine.platform, "system", lambda: "Linux")
-    assert machine.read_chip() == Chip(False, 0)
+    assert read_chip() == Chip(False, 0)
 
 
 @pytest.mark.parametrize("name", ["../a", "a/../b", "/a", "a//b", "a\\b", "a\0", "a\n", "C:a", "", "./a", "a/."])

@@ -7,11 +7,11 @@ the Neural Engine, there.
 
 from __future__ import annotations
 
-import platform
-import subprocess
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal, NamedTuple
+
+from renderkiln.home.machine import read_machine
 
 from .layout import Variant
 
@@ -49,18 +49,6 @@ def advice() -> Advice:
 
 
 def read_chip() -> Chip:
-    """This machine's chip, as sysctl has it on macOS."""
-    if platform.system() != "Darwin":
-        return Chip(has_neural_engine=False, performance_cores=0)
-    # Every Apple chip of a Mac has a Neural Engine; a virtual machine on one does not see it.
-    is_apple = _sysctl("hw.optional.arm64") == 1 and _sysctl("kern.hv_vmm_present") != 1
-    return Chip(has_neural_engine=is_apple, performance_cores=_sysctl("hw.perflevel0.physicalcpu") or 0)
-
-
-def _sysctl(name: str) -> int | None:
-    try:
-        said = subprocess.run(["/usr/sbin/sysctl", "-n", name], capture_output=True, text=True, timeout=10)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    text = said.stdout.strip()
-    return int(text) if said.returncode == 0 and text.isdigit() else None
+    """This machine's chip. A system that is no Mac has no Neural Engine."""
+    machine = read_machine()
+    return Chip(machine.has_neural_engine, machine.performance_cores or 0)
