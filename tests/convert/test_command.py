@@ -289,7 +289,7 @@ def test_a_small_file_that_cannot_be_put_in_place_leaves_nothing_beside_it(tiny:
         (["shapes", "-o", "out", "--nbits", "5"], "--nbits"),
         (["shapes", "-o", "out", "--stages", "une"], "Did you mean"),
         (["shapes", "-o", "out", "--sd3-version"], "Stable Diffusion 3"),
-        (["shapes", "-o", "out", "--width", "65"], "multiples of 4"),
+        (["shapes", "-o", "out", "--width", "68"], "multiples of 8"),
         (["shapes", "-o", "out", "--sizes", "64x64", "--width", "64"], "give one of them"),
         (["shapes", "-o", "out", "--lora", "nowhere.safetensors"], "no such file"),
         (["shapes", "-o", "out", "--recipe", "nowhere.json"], "nowhere.json: cannot be read"),

@@ -20,13 +20,13 @@ from data import FIELDS, decode
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 from latents import LatentSet, load_latents
-from models import NOISE_SCHEDULE, TEXT_WIDTH, build_text_encoder, build_unet
 from schedule import Clock, Ema, save_atomically
 from tokenizer import MAX_LENGTH, build_tokenizer
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from models import NOISE_SCHEDULE, TEXT_WIDTH, build_text_encoder, build_unet
 from prompts import word
 
 log = logging.getLogger("diffusion")
@@ -312,8 +312,8 @@ def averaged(model: Model, ema: Ema) -> tuple[UNet2DConditionModel, CLIPTextMode
 def quick_score(model: Model, ema: Ema, tokenizer: CLIPTokenizer, settings: Settings, count: int = 40) -> None:
     """Let the judge look at a few held-out prompts, and keep the pictures for a person to look at."""
     from evaluate import contact_sheet, render
-    from models import assemble
 
+    from models import assemble
     from renderkiln.worker.demo.judge import score
     from renderkiln.worker.demo.vocabulary import held_out_prompts
 

@@ -105,6 +105,7 @@ def main() -> None:
         sample_sheet(args.seed).save(args.output)
     elif args.command == "export":
         from diffusion import load_ema
+
         from models import assemble, save_pipeline
 
         save_pipeline(assemble(args.work / "vae", *load_ema(args.work)), args.output)

@@ -65,6 +65,23 @@ def find_model(folder: DataFolder, name: str, revision: str | None = None) -> Pa
     )
 
 
+def fixed_sizes(path: Path) -> set[tuple[int, int]]:
+    """The only sizes, (width, height), that a model can be rendered in; empty: any, or it is not known.
+
+    Args:
+        path: the folder of a model. If it has torch's weights as well, any size can be rendered.
+    """
+    if any((path / "unet").glob("*.safetensors")):
+        return set()
+    found: set[tuple[int, int]] = set()
+    for file in [*path.glob("manifest.json"), *path.glob("*/manifest.json")]:
+        try:
+            found |= {(int(width), int(height)) for width, height in json.loads(file.read_text("utf-8"))["sizes"]}
+        except (OSError, ValueError, KeyError, TypeError):
+            return set()  # whoever renders it will say what is wrong
+    return found
+
+
 def _candidates(folder: DataFolder) -> Iterator[tuple[str, Path, bool]]:
     demo = _packaged_demo()
     if demo is not None:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import re
 import sys
 from dataclasses import dataclass
@@ -72,6 +73,13 @@ class Settings(BaseSettings):
     @classmethod
     def _absolute(cls, path: Path) -> Path:
         return absolute(path)
+
+    @field_validator("compute_unit")
+    @classmethod
+    def _is_on_this_system(cls, unit: str) -> str:
+        if unit not in ("auto", "reference") and platform.system() != "Darwin":
+            raise ValueError("it needs macOS; elsewhere there is `reference` alone (or `auto`)")
+        return unit
 
     @classmethod
     def settings_customise_sources(

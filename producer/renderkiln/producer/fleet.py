@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from renderkiln.home.controlnets import find_controlnet
 from renderkiln.home.folder import DataFolder
-from renderkiln.home.models import find_model
+from renderkiln.home.models import find_model, fixed_sizes
 from renderkiln.schema import names
 from renderkiln.schema.errors import BadInputError, InvalidSpecError, ModelNotFoundError, did_you_mean
 from renderkiln.schema.spec import RenderSpec, TextEncoder
@@ -106,6 +106,10 @@ def _check_here(folder: DataFolder, need: Need) -> None:
     path = find_model(folder, need.model)
     if need.text_encoder != "model" and platform.system() != "Darwin":
         raise InvalidSpecError(f"text_encoder: this machine cannot render {need.model!r} {_unread(need)}")
+    sizes = fixed_sizes(path)
+    if sizes and need.width and need.height and (need.width, need.height) not in sizes:
+        there = ", ".join(f"{width} × {height}" for width, height in sorted(sizes))
+        raise InvalidSpecError(f"{_wanted(need)}: {need.model!r} was converted for other sizes. There are: {there}.")
     # A converted model brings its own ControlNets. Which, its worker will say.
     if any(path.glob("manifest.json")) or any(path.glob("*/manifest.json")):
         return

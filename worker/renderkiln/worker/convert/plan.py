@@ -179,6 +179,7 @@ def _native_size(facts: ModelFacts, scale: int) -> tuple[int, int]:
 def _check_sizes(sizes: Sequence[tuple[int, int]], scale: int, facts: ModelFacts, *, several: bool) -> None:
     # Where a UNet's depth does not divide a size, diffusers resizes by numbers that are fixed when it is traced.
     step = scale * 2 ** (len(facts.configs["unet"]["block_out_channels"]) - 1) if several else scale
+    step = max(8, step)  # diffusers' pipelines take pixels in eights; both are powers of two
     for width, height in sizes:
         if min(width, height) < step or width % step or height % step:
             raise BadInputError(f"size {width}x{height}: {facts.name} needs multiples of {step}")

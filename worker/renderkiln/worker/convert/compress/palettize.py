@@ -142,7 +142,10 @@ def _check_target(package: Path, target: Path) -> None:
 
 def _check(package: Package, layers: Mapping[str, Layer], bits: Mapping[str, int]) -> None:
     if not layers:
-        raise BadInputError(f"{package.path} has no weights to compress: they are compressed already, or very small")
+        raise BadInputError(
+            f"{package.path} has no weights to compress: they are compressed already, as `convert --nbits` does, "
+            "or very small"
+        )
     if all(width == UNTOUCHED for width in bits.values()):
         raise BadInputError(f"the recipe leaves every weight of {package.path} as it is")
     if 3 in bits.values() and package.read_spec().specificationVersion < _MACOS_15:
