@@ -10,9 +10,13 @@ from typing import Any
 
 import coremltools as ct
 import pytest
+from tests.convert.conftest import plan_of
 from tests.engine.conftest import Renderer
 
+from renderkiln.home.folder import DataFolder
 from renderkiln.schema import errors
+from renderkiln.worker.engine.making import EngineChoice, make_engine
+from renderkiln.worker.models.choosing import Wishes
 
 from .conftest import Library, coreml_engine
 
@@ -144,3 +148,14 @@ def test_a_variant_that_is_not_there_names_those_that_are(library: Library, tmp_
 def test_a_unit_that_is_not_here_is_refused_at_start(library: Library, tmp_path: Path, unit: str, message: str) -> None:
     with pytest.raises(errors.SettingsError, match=message):
         coreml_engine(library.torch("tiny"), tmp_path, compute_unit=unit)
+
+
+def test_a_converted_model_is_not_called_incomplete_by_those_who_want_torchs_weights(
+    library: Library, tmp_path: Path
+) -> None:
+    folder = library.converted("tiny-core")
+    engine = make_engine(EngineChoice(Wishes(engine="torch")), lambda _name, _revision: folder, DataFolder(tmp_path))
+    with pytest.raises(errors.ModelLoadError, match="tiny is converted, and has no weights for torch"):
+        Renderer(engine)()
+    with pytest.raises(errors.UnsupportedModelError, match="converted already"):
+        plan_of(folder)

@@ -127,3 +127,15 @@ def test_a_password_is_never_shown(url: str, shown: str) -> None:
 def test_settings_cannot_be_changed() -> None:
     with pytest.raises(ValueError, match="frozen"):
         load().device = "cpu"  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("system", ["Linux", "Darwin"])
+def test_a_compute_unit_of_macos_is_refused_elsewhere(monkeypatch: pytest.MonkeyPatch, system: str) -> None:
+    monkeypatch.setattr("renderkiln.home.settings.platform.system", lambda: system)
+    assert load(compute_unit="reference").compute_unit == "reference"
+    if system == "Darwin":
+        assert load(compute_unit="cpu_and_ne").compute_unit == "cpu_and_ne"
+        return
+    monkeypatch.setenv("RENDERKILN_COMPUTE_UNIT", "cpu_and_ne")
+    with pytest.raises(SettingsError, match=r"RENDERKILN_COMPUTE_UNIT .* needs macOS"):
+        load()

@@ -235,3 +235,25 @@ def test_submitting_refuses_a_size_that_nobody_has_and_queues_nothing(queue: Ren
     with pytest.raises(ModelNotFoundError, match="ControlNet 'depth' is on none"):
         queue.submit(prompt="a cat", controlnets=[{"model": "depth", "image": png()}])
     assert job_keys(queue.connection) == before
+
+
+def test_what_this_machine_would_render_is_held_to_the_sizes_that_it_was_converted_for(tmp_path: Path) -> None:
+    folder = DataFolder(tmp_path)
+    for name in ("flat", "nested", "both", "odd"):
+        (folder.models / name / "unet").mkdir(parents=True)
+        (folder.models / name / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
+    (folder.models / "nested" / "original").mkdir()
+    for path, sizes in (("flat", [[64, 64], [96, 64]]), ("nested/original", [[64, 64]]), ("both", [[64, 64]])):
+        (folder.models / path / "manifest.json").write_text(json.dumps({"sizes": sizes}))
+    (folder.models / "both" / "unet" / "model.safetensors").touch()
+    (folder.models / "odd" / "manifest.json").write_text('{"sizes": "large"}')
+
+    def ask(model: str, width: int | None, height: int | None) -> None:
+        check_needs([], folder, {Need(model, width=width, height=height): "list.txt:3"}, local=True)
+
+    for model, width, height in (("flat", 96, 64), ("flat", None, None), ("both", 512, 512), ("odd", 512, 512)):
+        ask(model, width, height)
+    with pytest.raises(InvalidSpecError, match=r"list.txt:3: 512 × 512: 'flat' .* There are: 64 × 64, 96 × 64"):
+        ask("flat", 512, 512)
+    with pytest.raises(InvalidSpecError, match=r"There are: 64 × 64\."):
+        ask("nested", 96, 64)

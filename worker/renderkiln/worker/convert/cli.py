@@ -151,7 +151,8 @@ def _convert(source: Source, options: ConvertOptions, out: Path, bundle_for_swif
     from .run import convert as run
 
     errors = Console(stderr=True)
-    with signals_as_ctrl_c(), display.ProgressWatcher(errors) as watcher:
+    left = "the stages that are done are kept, and the same command goes on from there"
+    with signals_as_ctrl_c(left), display.ProgressWatcher(errors) as watcher:
         report = run(source, options, out, watcher)
         bundle = make_bundle(out, report.manifest) if bundle_for_swift else None
     if report.no_picture is not None:

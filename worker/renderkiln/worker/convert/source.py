@@ -18,6 +18,7 @@ from renderkiln.home.origin import read_origin
 from renderkiln.schema.errors import BadInputError, ModelNotFoundError, UnsupportedModelError
 
 from ..engine.files import find_weights, read_json
+from ..models.choosing import is_converted_only
 from ..models.hub import REPOSITORY
 from . import hub
 from .checkpoint import check_fits, refuse_other_kinds, repository_of
@@ -114,6 +115,8 @@ def find_source(
 def read_facts(source: Source, options: ConvertOptions) -> ModelFacts:
     """What the plan needs to know. Raises BadInputError (also for an unsupported kind) and ModelLoadError."""
     index = read_json(source.folder / "model_index.json")
+    if source.checkpoint is None and is_converted_only(source.folder):
+        raise UnsupportedModelError(f"{source.name} is converted already; convert the model that it was made of")
     pipeline = str(index.get("_class_name"))
     family = FAMILIES.get(pipeline)
     if family is None:

@@ -11,8 +11,9 @@ import torch
 
 from renderkiln.home.controlnets import find_controlnet
 from renderkiln.home.folder import DataFolder
+from renderkiln.schema.errors import ModelLoadError
 
-from ..models.choosing import Wishes, check_unit, pick_form
+from ..models.choosing import Wishes, check_unit, is_converted_only, pick_form
 from ..runtimes.opening import package_opener
 from .base import EngineInfo
 from .coreml.model_stages import CoreMLModelStages
@@ -56,6 +57,8 @@ def make_engine(
     def open_stages(model: str, folder: Path) -> ModelStages:
         form = pick_form(folder, choice.wishes, tuned(model))
         if form is None:
+            if is_converted_only(folder):
+                raise ModelLoadError(f"{model} is converted, and has no weights for torch: use the coreml engine")
             return TorchModelStages(folder, options, partial(find_controlnet, data))
         if form.unit != "reference" and options.device.type != "cpu":
             # Nothing in this process computes on torch's threads. What it does between predictions is too small for

@@ -192,7 +192,7 @@ def _measure(orders: Sequence[Order], patience: float) -> list[Measurement]:
     from .process import measure
 
     found = []
-    with signals_as_ctrl_c(), bar(Console(stderr=True), orders) as tell:
+    with signals_as_ctrl_c("nothing was kept"), bar(Console(stderr=True), orders) as tell:
         for number, order in enumerate(orders):
             found.append(measure(order, partial(tell, number), patience))
             tell(number, None)

@@ -74,9 +74,14 @@ def pick_form(folder: Path, wishes: Wishes, tuned: tuple[str, str] | None = None
     return Form(variant, there[variant], _unit(wishes.compute_unit, variant))
 
 
+def is_converted_only(folder: Path) -> bool:
+    """Whether a model has converted stages, and no weights for torch. Raises ModelLoadError."""
+    return bool(variants(folder)) and not any((folder / "unet").glob("*.safetensors"))
+
+
 def _prefers_converted(folder: Path, is_converted: bool) -> bool:
     """What `auto` means: Core ML where it is at home, or where there is nothing else."""
-    return is_converted and (_IS_MAC or not any((folder / "unet").glob("*.safetensors")))
+    return is_converted and (_IS_MAC or is_converted_only(folder))
 
 
 def _unit(name: str, variant: str) -> ComputeUnit:

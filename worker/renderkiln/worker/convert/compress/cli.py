@@ -68,7 +68,7 @@ def compress(
 
     layers = read_recipe(recipe) if recipe is not None else None
     comparison = Comparison(samples=samples, seed=seed) if check else None
-    with signals_as_ctrl_c(), display.bars(Console(stderr=True)) as tell:
+    with signals_as_ctrl_c("nothing was written"), display.bars(Console(stderr=True)) as tell:
         reports = run(source, out, nbits=nbits, recipe=layers, comparison=comparison, progress=tell)
     if as_json:
         print(json.dumps(display.stages_as_json(reports, out), indent=2))
@@ -135,7 +135,10 @@ def recipe(
     from .sensitivity import measure
 
     measured: float | None = None
-    with signals_as_ctrl_c(), display.bars(Console(stderr=True)) as tell:
+    with (
+        signals_as_ctrl_c("what was measured is in the file of --measurements, if one was given"),
+        display.bars(Console(stderr=True)) as tell,
+    ):
         found = measure(
             package,
             [width for width in widths if width != UNTOUCHED],

@@ -115,8 +115,8 @@ class CoreMLModelStages:
         if stage not in self._manifest.stages or "control-unet" not in self._manifest.stages:
             there = controlnet_names(self._manifest.stages)
             raise ModelNotFoundError(
-                f"{self._manifest.model} was converted without the ControlNet {name!r}.{did_you_mean(name, there)} "
-                f"It has {', '.join(there) or 'none'}; convert the model with --controlnet {name}"
+                f"this model was converted without the ControlNet {name!r}.{did_you_mean(name, there)} "
+                f"It has {', '.join(there) or 'none'}; `renderkiln convert --controlnet` takes folders and OWNER/NAME"
             )
         return stage
 
