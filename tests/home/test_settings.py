@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from renderkiln.home.settings import explain, load, mask_url
+from renderkiln.home.settings import check_system, explain, load, mask_url
 from renderkiln.schema.errors import SettingsError
 
 pytestmark = pytest.mark.usefixtures("no_settings")
@@ -132,10 +132,12 @@ def test_settings_cannot_be_changed() -> None:
 @pytest.mark.parametrize("system", ["Linux", "Darwin"])
 def test_a_compute_unit_of_macos_is_refused_elsewhere(monkeypatch: pytest.MonkeyPatch, system: str) -> None:
     monkeypatch.setattr("renderkiln.home.settings.platform.system", lambda: system)
-    assert load(compute_unit="reference").compute_unit == "reference"
-    if system == "Darwin":
-        assert load(compute_unit="cpu_and_ne").compute_unit == "cpu_and_ne"
-        return
+    for unit in ("auto", "reference"):
+        check_system(load(compute_unit=unit))
     monkeypatch.setenv("RENDERKILN_COMPUTE_UNIT", "cpu_and_ne")
-    with pytest.raises(SettingsError, match=r"RENDERKILN_COMPUTE_UNIT .* needs macOS"):
-        load()
+    settings = load()
+    if system == "Darwin":
+        check_system(settings)
+        return
+    with pytest.raises(SettingsError, match="'cpu_and_ne' needs macOS"):
+        check_system(settings)

@@ -74,13 +74,6 @@ class Settings(BaseSettings):
     def _absolute(cls, path: Path) -> Path:
         return absolute(path)
 
-    @field_validator("compute_unit")
-    @classmethod
-    def _is_on_this_system(cls, unit: str) -> str:
-        if unit not in ("auto", "reference") and platform.system() != "Darwin":
-            raise ValueError("it needs macOS; elsewhere there is `reference` alone (or `auto`)")
-        return unit
-
     @classmethod
     def settings_customise_sources(
         cls,
@@ -91,6 +84,13 @@ class Settings(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
+
+
+def check_system(settings: Settings) -> None:
+    """For who is going to render on this machine: raises SettingsError if it cannot, as it is set."""
+    unit = settings.compute_unit
+    if unit not in ("auto", "reference") and platform.system() != "Darwin":
+        raise SettingsError(f"compute_unit = {unit!r} needs macOS; elsewhere there is `reference` alone (or `auto`)")
 
 
 @dataclass(frozen=True)

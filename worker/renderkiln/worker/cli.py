@@ -14,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from renderkiln.home.settings import Settings, load
+from renderkiln.home.settings import Settings, check_system, load
 
 from .convert.apple import AppleCommand
 from .convert.cli import convert
@@ -61,6 +61,7 @@ def worker(
     chosen = {"engine": engine, "device": device, "compute_unit": compute_unit, "variant": variant}
     settings = load(data_dir=data_dir, out=out, **chosen)
     say_what_is_missing("a worker", RENDERING, "worker")
+    check_system(settings)
     _log_to_stderr(settings)
     from renderkiln.home.connect import connect
 

@@ -59,7 +59,7 @@ def render(
     from rich.console import Console
 
     from renderkiln.home.folder import DataFolder
-    from renderkiln.home.settings import load
+    from renderkiln.home.settings import check_system, load
     from renderkiln.producer.inputs import InputCarrier
     from renderkiln.producer.local_worker import LocalWorker
     from renderkiln.producer.stores import store_for_jobs
@@ -78,6 +78,7 @@ def render(
         print_plan(prepared, as_json)
         return
     LocalWorker.check()
+    check_system(settings)
     from renderkiln.home.store import Store
     from renderkiln.producer.queue import RenderQueue
 
