@@ -149,6 +149,7 @@ def test_it_says_what_it_is(converted: Make) -> None:
     engine = converted("tiny").engine
     warm = engine.warm_up("tiny")
     assert (warm.device, warm.dtype) == ("reference", "float16")
-    assert {stage.stage for stage in warm.stages} == {"text_encoder", "unet", "vae_decoder", "safety_checker"}
+    every = {"text_encoder", "unet", "vae_decoder", "vae_encoder", "safety_checker"}
+    assert {stage.stage for stage in warm.stages} == every
     assert all(stage.size_bytes > 1000 for stage in warm.stages)
     assert engine.describe().engine == "coreml"

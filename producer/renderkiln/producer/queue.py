@@ -150,9 +150,14 @@ class RenderQueue:
         return enqueue(self.connection, self._sending_inputs(jobs), batch, name)
 
     @answering()
-    def check(self, needs: Mapping[Need, str]) -> None:
-        """Refuses what is known to be rendered by nobody; `needs` and errors as those of `fleet.check_needs`."""
-        check_needs(live_workers(self.connection), self.folder, needs, local=self._local)
+    def check(self, needs: Mapping[Need, str], *, local: bool = False) -> None:
+        """Refuses what is known to be rendered by nobody.
+
+        Args:
+            needs: as those of `fleet.check_needs`, and so the errors.
+            local: a worker will be started on this machine. With the embedded server that is always so.
+        """
+        check_needs(live_workers(self.connection), self.folder, needs, local=self._local or local)
 
     @property
     def inputs(self) -> InputCarrier:

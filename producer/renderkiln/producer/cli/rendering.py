@@ -88,7 +88,7 @@ def render(
     queue = RenderQueue(settings=settings, inputs=carrier)
     if queue.server is not None and queue.server.started:
         say(console, f"started the {queue.server.where} (stop it with `renderkiln server stop`)")
-    queue.check(prepared.needs)
+    queue.check(prepared.needs, local=True)  # where nobody else can, the worker of this command will
     tally = queue.enqueue(prepared.jobs(), batch=prepared.batch, name=prepared.name)
     say(console, _queued(prepared, tally))
     worker = LocalWorker(settings, store, prepared.models[0])
