@@ -1,7 +1,7 @@
 """Every attention, batch, width and cut with the demo model's UNet, though not each with each.
 
-That takes minutes: `python -m benchmarks.conversion_matrix` does it, and its table is in benchmarks/RESULTS.md. All these
-UNets hold the same weights in other forms, so that here widths and batches take turns.
+That takes minutes: `python -m benchmarks.conversion_matrix` does it, and its table is in benchmarks/RESULTS.md. All
+these UNets hold the same weights in other forms, so that here widths and batches take turns.
 """
 
 from __future__ import annotations
