@@ -20,8 +20,8 @@ from renderkiln.schema.errors import (
     ModelNotFoundError,
     UnsupportedModelError,
 )
+from renderkiln.worker.convert.facts import ModelFacts
 from renderkiln.worker.convert.options import make_options
-from renderkiln.worker.convert.plan import ModelFacts
 from renderkiln.worker.convert.source import Source, find_source, read_facts
 from renderkiln.worker.convert.weights import fingerprint
 

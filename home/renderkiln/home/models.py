@@ -65,13 +65,18 @@ def find_model(folder: DataFolder, name: str, revision: str | None = None) -> Pa
     )
 
 
+def has_torch_weights(path: Path) -> bool:
+    """Whether a model has weights in diffusers' layout, beside or instead of converted stages."""
+    return any((path / "unet").glob("*.safetensors"))
+
+
 def fixed_sizes(path: Path) -> set[tuple[int, int]]:
     """The only sizes, (width, height), that a model can be rendered in; empty: any, or it is not known.
 
     Args:
         path: the folder of a model. If it has torch's weights as well, any size can be rendered.
     """
-    if any((path / "unet").glob("*.safetensors")):
+    if has_torch_weights(path):
         return set()
     found: set[tuple[int, int]] = set()
     for file in [*path.glob("manifest.json"), *path.glob("*/manifest.json")]:

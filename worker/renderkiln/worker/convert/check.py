@@ -11,6 +11,7 @@ import torch
 from renderkiln.schema.errors import ConversionCheckError
 
 from ..runtimes.base import Array
+from ..runtimes.chain import Chain
 from ..runtimes.manifest import Psnr
 from ..runtimes.reference import ReferenceRuntime
 from .inputs import Inputs
@@ -59,16 +60,14 @@ def compare(
     tell: Callable[[int, int], None],
 ) -> tuple[Psnr, ...]:
     """Runs the packages, one after another, on the reference runtime and measures every output of every input."""
-    runtimes = [ReferenceRuntime.load(package) for package in packages]
+    stage = Chain([ReferenceRuntime.load(package) for package in packages])
     results = []
     for number, (name, arrays) in enumerate(inputs.items()):
         tell(number, len(inputs))
-        pool: dict[str, Array] = dict(arrays)
-        for runtime in runtimes:
-            pool.update(runtime.predict({each: pool[each] for each in runtime.inputs}))
+        found = stage.predict(arrays)
         for output in _measured(plan, expected[name]):
             results.append(
-                Psnr(inputs=name, output=output, decibels=round(psnr(expected[name][output], pool[output]), 2))
+                Psnr(inputs=name, output=output, decibels=round(psnr(expected[name][output], found[output]), 2))
             )
     return tuple(results)
 

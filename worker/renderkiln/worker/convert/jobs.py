@@ -8,8 +8,9 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from ..runtimes.manifest import CheckReport, PackageInfo
+from .facts import Family
 from .options import Lora
-from .plan import Family, StagePlan
+from .plan import StagePlan
 from .source import Source
 
 #: What a stage goes through, and about which share of its time is gone when it begins.

@@ -8,65 +8,23 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal
-
-from pydantic import BaseModel, ConfigDict
+from typing import Any
 
 from renderkiln.schema.errors import BadInputError, UnsupportedModelError
 
 from ..runtimes.base import DType, Shape, TensorInfo
 from ..runtimes.naming import PROJECTION as PROJECTION
 from ..runtimes.naming import controlnet_stage, safe_name
+from .facts import ControlNetFacts, ModelFacts, ProjectionFacts, Record
 from .options import COMPRESSED, STAGES, Attention, ConvertOptions, Target
 
-Family = Literal["sd", "sdxl"]
 #: How many vectors of Apple's NLContextualEmbedding its Swift package hands on: zeros follow where there are fewer.
 MULTILINGUAL_TOKENS = 256
 #: Changed whenever the same settings would give another package than before.
 CONVERTER = 1
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class ControlNetFacts(_Record):
-    name: str
-    config: dict[str, Any]
-    weights: str
-
-
-class ProjectionFacts(_Record):
-    """A linear layer from Apple's multilingual embeddings to the UNet's."""
-
-    inputs: int
-    outputs: int
-    weights: str
-
-
-class ModelFacts(_Record):
-    """What a plan needs to know of a model: its small files' contents, and what tells its weights apart."""
-
-    name: str
-    revision: str | None = None
-    #: model_index.json's `_class_name`.
-    pipeline: str
-    family: Family
-    #: config.json of each component that the model has: text_encoder, text_encoder_2, unet, vae, safety_checker.
-    configs: dict[str, dict[str, Any]]
-    #: A digest of each component's weights.
-    weights: dict[str, str]
-    #: Whether the VAE was put in the place of the model's own.
-    custom_vae: bool = False
-    #: Digests of the LoRA files, in the options' order.
-    loras: tuple[str, ...] = ()
-    controlnets: tuple[ControlNetFacts, ...] = ()
-    projection: ProjectionFacts | None = None
-    #: Digests of the recipe files, by stage.
-    recipes: dict[str, str] = {}
-
-
-class StagePlan(_Record):
+class StagePlan(Record):
     """One stage to convert."""
 
     #: text_encoder, unet, …; a ControlNet's is `controlnet-NAME`.
@@ -88,7 +46,7 @@ class StagePlan(_Record):
     settings_digest: str
 
 
-class Plan(_Record):
+class Plan(Record):
     """All stages, in the order in which they are converted."""
 
     stages: tuple[StagePlan, ...]

@@ -25,9 +25,10 @@ from renderkiln.schema.errors import BadInputError, ConversionError, ModelLoadEr
 from ..runtimes import manifest as manifests
 from ..runtimes.manifest import Manifest, StageInfo
 from . import picture
+from .facts import ModelFacts
 from .jobs import EVENTS, Done, Failed, Phase, StageJob
 from .options import ConvertOptions
-from .plan import PROJECTION, ModelFacts, Plan, StagePlan, make_plan
+from .plan import PROJECTION, Plan, StagePlan, make_plan
 from .small_files import copy_small_files
 from .source import Source, read_facts
 

@@ -22,8 +22,8 @@ from ..models.choosing import is_converted_only
 from ..models.hub import REPOSITORY
 from . import hub
 from .checkpoint import check_fits, refuse_other_kinds, repository_of
+from .facts import ControlNetFacts, Family, ModelFacts, ProjectionFacts
 from .options import ConvertOptions
-from .plan import ControlNetFacts, Family, ModelFacts, ProjectionFacts
 from .weights import fingerprint, read_header, refuse_pickles
 
 _SD = "StableDiffusion"

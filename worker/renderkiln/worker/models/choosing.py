@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, cast, get_args
 
+from renderkiln.home.models import has_torch_weights
 from renderkiln.schema.errors import ModelLoadError, SettingsError
 
 from ..runtimes.base import ComputeUnit
@@ -76,7 +77,7 @@ def pick_form(folder: Path, wishes: Wishes, tuned: tuple[str, str] | None = None
 
 def is_converted_only(folder: Path) -> bool:
     """Whether a model has converted stages, and no weights for torch. Raises ModelLoadError."""
-    return bool(variants(folder)) and not any((folder / "unet").glob("*.safetensors"))
+    return bool(variants(folder)) and not has_torch_weights(folder)
 
 
 def _prefers_converted(folder: Path, is_converted: bool) -> bool:

@@ -16,7 +16,7 @@ from pathlib import Path
 from renderkiln.schema.errors import BadInputError, CompressionError, PredictionError, UnsupportedOpError
 
 from ...runtimes import manifest as manifests
-from ...runtimes.base import Array
+from ...runtimes.chain import Chain
 from ...runtimes.mlpackage import open_package
 from ...runtimes.reference import ReferenceRuntime
 from ..options import COMPRESSED
@@ -222,29 +222,17 @@ class _Work:
 
     def _compare(self, stage: str, originals: list[Path], smaller: list[Path]) -> dict[str, float]:
         assert self.comparison is not None
-        runtimes = [ReferenceRuntime.load(path) for path in originals]
-        given = {name for runtime in runtimes for name in runtime.outputs}
-        infos = {name: info for runtime in runtimes for name, info in runtime.inputs.items() if name not in given}
+        before = Chain([ReferenceRuntime.load(path) for path in originals])
         tokens = max(vocabulary(read_graph(open_package(path))) for path in originals)
         seeds = range(self.comparison.seed, self.comparison.seed + self.comparison.samples)
-        inputs = [random_inputs(infos, tokens, seed) for seed in seeds]
-        references = [_run(runtimes, each) for each in inputs]
+        inputs = [random_inputs(before.inputs, tokens, seed) for seed in seeds]
+        references = [before.predict(each) for each in inputs]
         self.progress(stage, RUNNING, 1, 2)
-        runtimes.clear()  # a big model should not be there twice
-        runtimes = [ReferenceRuntime.load(path) for path in smaller]
-        outputs = [_run(runtimes, each) for each in inputs]
+        del before  # a big model should not be there twice
+        after = Chain([ReferenceRuntime.load(path) for path in smaller])
+        outputs = [after.predict(each) for each in inputs]
         self.progress(stage, RUNNING, 2, 2)
         return {name: psnr_of(error) for name, error in noise(references, outputs).items()}
-
-
-def _run(runtimes: list[ReferenceRuntime], inputs: Mapping[str, Array]) -> dict[str, Array]:
-    """The outputs of the last of several models that run one after another, each on what came before."""
-    pool = dict(inputs)
-    outputs: dict[str, Array] = {}
-    for runtime in runtimes:
-        outputs = runtime.predict({name: pool[name] for name in runtime.inputs})
-        pool.update(outputs)
-    return outputs
 
 
 def _copy(source: Path, target: Path, leave_out: set[str]) -> None:
