@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from renderkiln.schema.errors import ModelLoadError, PredictionError, did_you_mean
+from renderkiln.schema.errors import ModelLoadError, PredictionError
 
 from ..base import Array, TensorInfo
+from ..checks import check_inputs
 from ..manifest import PackageInfo
 from ..mlpackage import open_package
 from .cache import CompileCache, Key, Lease
@@ -117,7 +118,7 @@ class AppleRuntime:
         """
         if self._model is None:
             raise PredictionError(f"{self._name} was closed")
-        self._check(inputs)
+        check_inputs(self._name, self._inputs, inputs)
         # A dictionary of our own: coremltools exchanges arrays in the one that it is given. Core ML reads them in
         # place, through strides that cannot be negative; the binding wants them writable, though nothing writes there.
         given = {name: np.require(array, requirements=("C", "A", "W")) for name, array in inputs.items()}
@@ -132,20 +133,6 @@ class AppleRuntime:
         self._model = None
         if self._lease is not None:
             self._lease.release()
-
-    def _check(self, inputs: Mapping[str, Array]) -> None:
-        for name in inputs:
-            if name not in self._inputs:
-                raise PredictionError(f"{self._name} has no input {name!r}.{did_you_mean(name, self._inputs)}")
-        for name, info in self._inputs.items():
-            if name not in inputs:
-                raise PredictionError(f"{self._name} needs the input {name}")
-            array = inputs[name]
-            if not isinstance(array, np.ndarray):
-                raise PredictionError(f"{name} must be a numpy array, and is {type(array).__name__}")
-            wrong = info.complaint(array)
-            if wrong is not None:
-                raise PredictionError(wrong)
 
     def _output(self, info: TensorInfo, results: Mapping[str, Any]) -> Array:
         value = results.get(info.name)

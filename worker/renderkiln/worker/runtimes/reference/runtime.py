@@ -10,9 +10,10 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from renderkiln.schema.errors import ModelLoadError, PredictionError, UnsupportedOpError, did_you_mean
+from renderkiln.schema.errors import ModelLoadError, PredictionError, UnsupportedOpError
 
 from ..base import Array, Shape, TensorInfo
+from ..checks import check_inputs
 from ..mlpackage import Package, open_package
 from .decode import decode_constants
 from .fuse import fuse
@@ -92,29 +93,13 @@ class ReferenceRuntime:
             PredictionError: an input or a constant is missing, unknown, or does not fit; or the model cannot be
                 evaluated.
         """
-        _check_inputs(self._inputs, inputs)
+        check_inputs("the model", self._inputs, inputs)
         if constants and len(self._parts) > 1:
             raise PredictionError("a pipeline's constants cannot be replaced: its models may have some of one name")
         pool: dict[str, Array] = dict(inputs)
         for part in self._parts:
             pool.update(part.predict({name: pool[name] for name in part.inputs}, constants or {}))
         return {name: pool[name] for name in self._outputs}
-
-
-def _check_inputs(expected: Mapping[str, Feature], given: Mapping[str, Array]) -> None:
-    for name in given:
-        if name not in expected:
-            raise PredictionError(f"the model has no input {name!r}.{did_you_mean(name, expected)}")
-    missing = [name for name in expected if name not in given]
-    if missing:
-        raise PredictionError(f"the model needs the input {missing[0]}")
-    for name, feature in expected.items():
-        array = given[name]
-        if not isinstance(array, np.ndarray):
-            raise PredictionError(f"{name} must be a numpy array, and is {type(array).__name__}")
-        wrong = feature.complaint(array)
-        if wrong is not None:
-            raise PredictionError(wrong)
 
 
 class _Part:
@@ -126,7 +111,7 @@ class _Part:
         self._checked: set[tuple[Shape, ...]] = set()
 
     def predict(self, inputs: Mapping[str, Array], constants: Mapping[str, Array]) -> dict[str, Array]:
-        _check_inputs(self.inputs, inputs)
+        check_inputs("the model", self.inputs, inputs)
         replaced = {name: self._constant(name, array) for name, array in constants.items()}
         shapes = tuple(tuple(inputs[name].shape) for name in self.inputs)
         with torch.inference_mode():
