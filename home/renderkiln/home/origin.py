@@ -5,7 +5,6 @@ Written by the model store. Folders that a person put there have none.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -13,6 +12,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from renderkiln.schema.errors import ModelLoadError
+
+from .json_files import read_small
 
 FILE_NAME = "origin.json"
 #: `renderkiln convert` leaves this one, which names the revision too.
@@ -79,10 +80,6 @@ def read_origin(folder: Path) -> Origin | None:
 
 def _read(path: Path) -> Any:
     try:
-        if path.stat().st_size > _LIMIT:
-            raise ModelLoadError(f"{path} is too big for what it should be")
-        return json.loads(path.read_text(encoding="utf-8"))
+        return read_small(path, _LIMIT, "what it should be")
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, RecursionError) as error:
-        raise ModelLoadError(f"{path} cannot be read: {error}") from error

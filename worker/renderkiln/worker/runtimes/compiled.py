@@ -16,6 +16,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from renderkiln.home.json_files import read_small
 from renderkiln.schema.errors import ModelLoadError
 
 from .base import TensorInfo
@@ -96,15 +97,11 @@ def describe_compiled(path: Path) -> Description:
     """
     file = path / _METADATA
     try:
-        if file.stat().st_size > _METADATA_LIMIT:
-            raise ModelLoadError(f"{file} is too big for a description of a model")
-        data: Any = json.loads(file.read_text(encoding="utf-8"))
+        data = read_small(file, _METADATA_LIMIT, "a description of a model")
     except FileNotFoundError:
         raise ModelLoadError(
             f"{path} does not say what it takes and gives: it has no {_METADATA}. Take the model's packages instead"
         ) from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise ModelLoadError(f"{file} cannot be read: {error}") from error
     try:
         (model,) = data
         inputs = tuple(_tensor(each) for each in model["inputSchema"])

@@ -12,10 +12,11 @@ import tempfile
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from renderkiln.home.json_files import read_small
 from renderkiln.schema.errors import ModelLoadError
 
 from .base import TensorInfo
@@ -153,15 +154,11 @@ def read(folder: Path) -> Manifest:
     """
     path = folder / FILE_NAME
     try:
-        if path.stat().st_size > _LIMIT:
-            raise ModelLoadError(f"{path} is too big for a manifest of converted models")
-        values: Any = json.loads(path.read_text(encoding="utf-8"))
+        values = read_small(path, _LIMIT, "a manifest of converted models")
     except FileNotFoundError:
         raise ModelLoadError(
             f"{folder} holds no {FILE_NAME}: it is no folder of converted models, or its conversion did not end"
         ) from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise ModelLoadError(f"{path} cannot be read: {error}") from error
     try:
         return Manifest.model_validate(values)
     except ValidationError as error:
