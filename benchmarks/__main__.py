@@ -13,6 +13,7 @@ NAMES = (
     "convert_sd15",
     "conversion_matrix",
     "converted_shapes",
+    "coreai_shapes",
     "compress_shapes",
     "reference_runtime",
     "coreml_engine",

@@ -53,9 +53,9 @@ def convert(attention: str, batch_one: bool) -> Rows:
 
     from renderkiln.home.folder import DataFolder
     from renderkiln.schema.errors import ConversionCheckError
+    from renderkiln.worker.convert.backends.coreml import bisect
     from renderkiln.worker.convert.check import compare, hold_to_bar, reference_outputs
     from renderkiln.worker.convert.compress.palettize import palettize
-    from renderkiln.worker.convert.coreml import bisect
     from renderkiln.worker.convert.inputs import make_inputs
     from renderkiln.worker.convert.jobs import StageJob
     from renderkiln.worker.convert.loading import load_component
@@ -64,6 +64,8 @@ def convert(attention: str, batch_one: bool) -> Rows:
     from renderkiln.worker.convert.source import find_source, read_facts
     from renderkiln.worker.convert.stage_work import convert_stage
     from renderkiln.worker.convert.stages import make_stage
+    from renderkiln.worker.runtimes.chain import Chain
+    from renderkiln.worker.runtimes.reference import ReferenceRuntime
 
     logging.getLogger("coremltools").setLevel(logging.ERROR)
     torch.set_num_threads(1)
@@ -80,7 +82,8 @@ def convert(attention: str, batch_one: bool) -> Rows:
         expected = reference_outputs(plan, stock, inputs, lambda *_: None)
 
         def measure(bits: int, *packages: Path) -> str:
-            results = compare(plan, packages, inputs, expected, lambda *_: None)
+            stage = Chain([ReferenceRuntime.load(each) for each in packages])
+            results = compare(plan, stage, inputs, expected, lambda *_: None)
             try:
                 if bits == 16:
                     hold_to_bar(plan.stage, results)

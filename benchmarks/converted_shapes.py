@@ -45,7 +45,7 @@ def main() -> None:
     for variant in VARIANTS:
         for bits in BITS:
             with tempfile.TemporaryDirectory() as folder:
-                convert(Path(folder), variant, bits)
+                convert(Path(folder), "--attention", variant, *(["--nbits", str(bits)] if bits < 16 else []))
                 pictures = render(engine_for(Path(folder), "coreml"), prompts)
             score = tally([matches(d, image) for d, image in zip(drawings, pictures, strict=True)])
             found = [psnr(a, b) for a, b in zip(pictures, wanted, strict=True)]
@@ -58,21 +58,23 @@ def engine_for(folder: Path, kind: str) -> Engine:
     return make_engine(choice, lambda _name, _revision: folder, DataFolder(folder))
 
 
-def convert(folder: Path, variant: str, bits: int) -> None:
-    command = [sys.executable, "-m", "renderkiln.producer", "convert", "shapes", "-o", str(folder)]
-    command += ["--attention", variant, "--stages", "text_encoder,unet,vae_decoder", "--no-check"]
-    command += ["--nbits", str(bits)] if bits < 16 else []
+def convert(folder: Path, *flags: str) -> None:
+    """What a picture of a prompt takes, without the check."""
+    command = [sys.executable, "-m", "renderkiln.producer", "convert", "shapes", "-o", str(folder), *flags]
+    command += ["--stages", "text_encoder,unet,vae_decoder", "--no-check"]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
 def render(engine: Engine, prompts: list[str]) -> list[Image.Image]:
     """A picture for each prompt, at the spec's defaults."""
-    pictures = []
-    for index, prompt in enumerate(prompts):
-        job = make_job(RenderSpec(prompt=prompt, seed=1000 + index), JobOptions(), batch="benchmark", index=index)
-        for image in engine.render(job, {}, on_step=lambda *_: None):
-            pictures.append(Image.frombytes("RGB", (image.width, image.height), image.rgb))
-    return pictures
+    return [render_one(engine, prompt, index, num_inference_steps=20) for index, prompt in enumerate(prompts)]
+
+
+def render_one(engine: Engine, prompt: str, index: int, num_inference_steps: int) -> Image.Image:
+    """The picture of the prompt of that number."""
+    spec = RenderSpec(prompt=prompt, seed=1000 + index, num_inference_steps=num_inference_steps)
+    [image] = engine.render(make_job(spec, JobOptions(), batch="benchmark", index=index), {}, on_step=lambda *_: None)
+    return Image.frombytes("RGB", (image.width, image.height), image.rgb)
 
 
 def psnr(a: Image.Image, b: Image.Image) -> float:

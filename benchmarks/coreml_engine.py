@@ -190,7 +190,7 @@ def _engine(folder: Path, core_ml: StubCoreML) -> Any:
     import torch
 
     from renderkiln.worker.engine.base import EngineInfo
-    from renderkiln.worker.engine.coreml.adapters import adapt
+    from renderkiln.worker.engine.converted.adapters import adapt
     from renderkiln.worker.engine.diffusers_engine import DiffusersEngine
     from renderkiln.worker.runtimes.apple.runtime import AppleRuntime
     from renderkiln.worker.runtimes.base import TensorInfo

@@ -98,7 +98,8 @@ def convert_here(
         family="sdxl" if (found.folder / "text_encoder_2").is_dir() else "sd",
         loras=chosen.loras,
         recipe=chosen.recipe_for(stage),
-        check=chosen.check,
+        check=chosen.check is not False,
+        check_slowly=chosen.check is True,
         folder=folder,
     )
     done = convert_stage(job, lambda phase, *_: phases.append(phase))

@@ -13,14 +13,16 @@ from typing import Any
 
 import pytest
 
+from renderkiln.worker.convert.backends.coreml import bisect
 from renderkiln.worker.convert.check import BAR, Outputs, compare, hold_to_bar, reference_outputs
 from renderkiln.worker.convert.compress.palettize import palettize
-from renderkiln.worker.convert.coreml import bisect
 from renderkiln.worker.convert.inputs import Inputs, make_inputs
 from renderkiln.worker.convert.loading import load_component
 from renderkiln.worker.convert.options import ATTENTIONS, BITS
 from renderkiln.worker.convert.plan import StagePlan
 from renderkiln.worker.convert.stages import make_stage
+from renderkiln.worker.runtimes.chain import Chain
+from renderkiln.worker.runtimes.reference import ReferenceRuntime
 
 from .conftest import convert_here, plan_of
 
@@ -50,7 +52,8 @@ class Unet:
         self.expected: dict[str, Outputs] = reference_outputs(self.plan, stock, self.inputs, lambda *_: None)
 
     def measure(self, *packages: Path) -> float:
-        results = compare(self.plan, packages, self.inputs, self.expected, lambda *_: None)
+        stage = Chain([ReferenceRuntime.load(each) for each in packages])
+        results = compare(self.plan, stage, self.inputs, self.expected, lambda *_: None)
         return min(each.decibels for each in results)
 
     def cut(self, package: Path) -> tuple[Path, Path]:

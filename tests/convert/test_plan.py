@@ -12,8 +12,9 @@ from tests.engine import models
 
 from renderkiln.schema.errors import BadInputError, UnsupportedModelError
 from renderkiln.worker.convert.facts import ControlNetFacts, ModelFacts, ProjectionFacts
+from renderkiln.worker.convert.interfaces import residual_shapes
 from renderkiln.worker.convert.options import ATTENTIONS, BITS, STAGES, Lora, make_options, parse_recipe, parse_sizes
-from renderkiln.worker.convert.plan import Plan, make_plan, residual_shapes, safe_name
+from renderkiln.worker.convert.plan import Plan, make_plan, safe_name
 from renderkiln.worker.engine.libraries import diffusers
 
 UNET: dict[str, Any] = {

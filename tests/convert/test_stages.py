@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from tests.engine import models as engine_models
 
 from renderkiln.schema.errors import BadInputError, ConversionCheckError
-from renderkiln.worker.convert import stage_work
+from renderkiln.worker.convert.backends import coreml
 from renderkiln.worker.convert.check import BAR, psnr
 from renderkiln.worker.convert.stages import SafetyCheckerStage, TextEncoderStage
 from renderkiln.worker.engine.libraries import diffusers, transformers
@@ -228,13 +228,13 @@ def test_a_unet_for_the_system_s_text_encoder(tiny: Path, tmp_path: Path, conver
 def test_a_stage_that_differs_too_much_is_an_error_that_says_where(
     tiny: Path, convert: Convert, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = stage_work.trace
+    whole = coreml.trace
 
     def damaged(stage: Any, plan: Any) -> Any:
         stage.decoder.conv_out.weight.data *= 1.5
         return whole(stage, plan)
 
-    monkeypatch.setattr(stage_work, "trace", damaged)
+    monkeypatch.setattr(coreml, "trace", damaged)
     with pytest.raises(ConversionCheckError, match=r"vae_decoder: its output image comes to \d+\.\d dB"):
         convert(tiny / "sd1", "vae_decoder")
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tests.convert.conftest import convert_here
 from tests.engine import models
 
-from renderkiln.worker.engine.coreml.adapters import SafetyChecker, UNet, residual_names, run
+from renderkiln.worker.engine.converted.adapters import SafetyChecker, UNet, residual_names, run
 from renderkiln.worker.runtimes.base import Array, TensorInfo
 from renderkiln.worker.runtimes.reference import ReferenceRuntime
 

@@ -20,7 +20,7 @@ from renderkiln.home.folder import DataFolder
 from renderkiln.home.settings import Settings
 from renderkiln.schema.errors import InvalidSpecError, ModelLoadError, RenderFailedError
 from renderkiln.worker.checkups import check_rendering
-from renderkiln.worker.engine.coreml.multilingual import SystemTextEncoder
+from renderkiln.worker.engine.converted.multilingual import SystemTextEncoder
 from renderkiln.worker.engine.making import EngineChoice, make_engine
 from renderkiln.worker.models.choosing import Wishes
 from renderkiln.worker.runtimes import manifest as manifests

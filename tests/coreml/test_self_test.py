@@ -14,9 +14,10 @@ from PIL import Image
 from renderkiln.home.settings import Settings
 from renderkiln.schema.errors import BadImageError, ImageInputError
 from renderkiln.worker.engine import self_test
-from renderkiln.worker.engine.coreml.model_stages import CoreMLModelStages
+from renderkiln.worker.engine.converted.model_stages import ConvertedModelStages
 from renderkiln.worker.engine.diffusers_engine import DiffusersEngine
 from renderkiln.worker.models import choosing
+from renderkiln.worker.models.choosing import Form
 from renderkiln.worker.models.machine import Advice
 from renderkiln.worker.runtimes import manifest
 from renderkiln.worker.runtimes.base import Array, Runtime
@@ -72,9 +73,9 @@ def test_a_unit_that_gives_nothing_is_found_out(model: Path, value: float, messa
         runtime = ReferenceRuntime.load(path)
         return Spoiled(runtime, value) if "image" in runtime.outputs else runtime
 
-    stages = CoreMLModelStages(model, model, open_package, "cpu_and_ne")
+    stages = ConvertedModelStages(model, Form("original", model, "cpu_and_ne"), open_package)
 
-    def open_stages(model: str, folder: Path) -> CoreMLModelStages:
+    def open_stages(model: str, folder: Path) -> ConvertedModelStages:
         return stages
 
     engine = DiffusersEngine(lambda _name, _revision: model, open_stages, stages.info)

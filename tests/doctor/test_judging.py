@@ -243,7 +243,7 @@ DEFAULTS = dict.fromkeys(("engine", "device", "dtype", "compute_unit", "variant"
     [
         ({"device": "mps"}, False, "problem", "no Mac"),
         ({"device": "cuda"}, True, "problem", "no Mac has"),
-        ({"compute_unit": "all"}, False, "problem", "Core ML's"),
+        ({"compute_unit": "all"}, False, "problem", "a Mac's"),
         ({"compute_unit": "reference"}, True, "warning", "slower"),
         ({"compute_unit": "cpu_and_ne", "variant": "original"}, True, "warning", "for ever"),
         ({"compute_unit": "cpu_and_gpu", "variant": "split-einsum-v2"}, True, "warning", "made for the Neural Engine"),

@@ -18,9 +18,10 @@ from renderkiln.worker.checkups import (
     check_rendering,
     judge_base_install,
     judge_compiled,
+    judge_coreai,
     judge_form,
 )
-from renderkiln.worker.models.choosing import Form
+from renderkiln.worker.models.choosing import Choice, Form
 from renderkiln.worker.needs import RENDERING
 from renderkiln.worker.runtimes.apple.policy import Entry
 
@@ -44,7 +45,10 @@ def said_of_mine(data: DataFolder, **flags: str) -> tuple[str, str]:
 
 
 def test_a_whole_model_is_said_to_be_rendered_and_by_what(data: DataFolder) -> None:
-    assert said_of_mine(data) == ("ok", "StableDiffusionPipeline, 16 MB: rendered by torch")
+    assert said_of_mine(data) == (
+        "ok",
+        "StableDiffusionPipeline, 16 MB: rendered by torch, as the model is not converted",
+    )
 
 
 def test_a_model_without_a_file_is_a_problem(data: DataFolder) -> None:
@@ -78,7 +82,7 @@ def test_a_model_of_another_kind_is_not_rendered(data: DataFolder) -> None:
 def test_what_was_asked_for_and_is_not_there_is_said(data: DataFolder) -> None:
     state, says = said_of_mine(data, engine="coreml")
     assert state == "warning"
-    assert "holds no converted stages" in says
+    assert "holds no stages that are converted to Core ML" in says
 
 
 def test_downloads_that_did_not_end_are_counted(data: DataFolder) -> None:
@@ -109,6 +113,20 @@ def test_a_ledger_is_read_for_what_was_tuned_and_never_changed(data: DataFolder)
         (Form("split-einsum", Path("/m"), "cpu_and_ne"), (".mlmodelc",), True, "ok", "by Core ML on cpu_and_ne"),
         (Form("original", Path("/m"), "reference"), (".mlmodelc",), True, "warning", "cannot be rendered elsewhere"),
         (
+            Form("coreai", Path("/m"), "cpu_and_gpu", "coreai"),
+            (".aimodel",),
+            False,
+            "ok",
+            "by Core AI on cpu_and_gpu, as",
+        ),
+        (
+            Form("coreai", Path("/m"), "reference", "coreai"),
+            (".aimodel",),
+            False,
+            "ok",
+            "interpreter, slowly, as it is",
+        ),
+        (
             Form("original", Path("/m"), "cpu_and_gpu"),
             (".mlpackage",),
             False,
@@ -118,8 +136,16 @@ def test_a_ledger_is_read_for_what_was_tuned_and_never_changed(data: DataFolder)
     ],
 )
 def test_forms(form: Form | None, kinds: tuple[str, ...], has_coremltools: bool, state: str, said: str) -> None:
-    finding = judge_form(MODEL, form, kinds, has_coremltools=has_coremltools)
+    finding = judge_form(MODEL, Choice(form, "as it is"), kinds, has_coremltools=has_coremltools)
     assert (finding.state, said in finding.says) == (state, True)
+
+
+def test_core_ai() -> None:
+    there = judge_coreai(None, on_all_units=True)
+    slow = judge_coreai(None, on_all_units=False)
+    none = judge_coreai("needs macOS 26 or later", on_all_units=False)
+    assert states([there, slow, none]) == ["ok", "ok", "ok"]
+    assert (there.says, "macOS 27" in slow.says, "needs macOS 26" in none.says) == ("on all units", True, True)
 
 
 def test_a_machine_that_only_asks_is_well_and_half_an_install_is_not() -> None:

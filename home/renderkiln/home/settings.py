@@ -45,18 +45,19 @@ class Settings(BaseSettings):
     )
     out: str = Field("out", description="The store: where pictures go. A folder or an fsspec URL.")
     model: str = Field("shapes", description="The model that is rendered with unless a spec names another.")
-    engine: Literal["auto", "torch", "coreml"] = Field(
-        "auto", description="What runs a model's stages; auto: Core ML on macOS where the model is converted."
+    engine: Literal["auto", "torch", "coreml", "coreai"] = Field(
+        "auto", description="What runs a model's stages; auto: on macOS what the model is converted to, else torch."
     )
     device: Literal["auto", "mps", "cuda", "cpu"] = Field("auto", description="Device of the torch engine.")
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field(
         "auto", description="Arithmetic of the torch engine; auto: float16 on mps and cuda, float32 on cpu."
     )
     compute_unit: Literal["auto", "cpu_and_ne", "cpu_and_gpu", "cpu_only", "all", "reference"] = Field(
-        "auto", description="What Core ML computes on; elsewhere than on macOS there is `reference` alone, on the CPU."
+        "auto",
+        description="What Core ML and Core AI compute on; without macOS there is `reference` alone, on the CPU.",
     )
     variant: Literal["auto", "original", "split-einsum", "split-einsum-v2"] = Field(
-        "auto", description="Which variant of a converted model is used, where it has several."
+        "auto", description="Which variant of a model that is converted to Core ML is used, where it has several."
     )
     image_format: Literal["png", "jpeg", "webp"] = Field("png", description="File format of the pictures.")
     job_timeout: float = Field(3600.0, gt=0, description="Seconds an attempt may take where the job does not say.")

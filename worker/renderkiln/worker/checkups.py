@@ -22,7 +22,7 @@ from renderkiln.schema.errors import ModelLoadError, RenderkilnError
 from .needs import RENDERING
 
 if TYPE_CHECKING:
-    from .models.choosing import Form
+    from .models.choosing import Choice, Form
     from .runtimes.apple.policy import Entry
 
 #: Seconds to wait for a ledger that somebody writes to.
@@ -39,7 +39,7 @@ def check_rendering(settings: Settings) -> list[Finding]:
     tuned = _tuned(data.ledger)
     can_convert = "coremltools" not in missing
     findings = [_check_model(model, settings, tuned.get(model.name), can_convert) for model in installed_models(data)]
-    return findings + _check_downloads(data)
+    return [_check_coreai(), *findings, *_check_downloads(data)]
 
 
 def check_compiled(settings: Settings) -> list[Finding]:
@@ -79,18 +79,22 @@ def judge_compiled(entries: Sequence[Entry], build: str, limit: int) -> Finding:
     return ok("compiled models", says, **facts)
 
 
-def judge_form(model: InstalledModel, form: Form | None, kinds: Iterable[str], *, has_coremltools: bool) -> Finding:
-    """How a model that is whole is rendered here.
+def judge_form(model: InstalledModel, choice: Choice, kinds: Iterable[str], *, has_coremltools: bool) -> Finding:
+    """How a model that is whole is rendered here, and why that way.
 
     Args:
-        form: None: torch renders it.
+        choice: the form, None for torch, and the reason.
         kinds: how the files of the form's packages end.
     """
-    about = f"model {model.name}"
-    facts = {"path": str(model.path), "pipeline": model.pipeline, "size_bytes": model.size_bytes}
+    about, form = f"model {model.name}", choice.form
+    what = f"{model.pipeline}, {size(model.size_bytes)}"
+    facts = {"path": str(model.path), "pipeline": model.pipeline, "size_bytes": model.size_bytes, "why": choice.why}
     if form is None:
-        return ok(about, f"{model.pipeline}, {size(model.size_bytes)}: rendered by torch", **facts, engine="torch")
-    facts |= {"engine": "coreml", "variant": form.variant, "compute_unit": form.unit}
+        return ok(about, f"{what}: rendered by torch, {choice.why}", **facts, engine="torch")
+    facts |= {"engine": form.engine, "variant": form.variant, "compute_unit": form.unit}
+    if form.engine == "coreai":
+        where = "by Core AI's interpreter, slowly" if form.unit == "reference" else f"by Core AI on {form.unit}"
+        return ok(about, f"{what}: rendered {where}, {choice.why}", **facts)
     if not has_coremltools:
         says = "is converted to Core ML, and coremltools is not installed"
         return warning(about, says, "pip install 'renderkiln[worker,coreml]'", **facts)
@@ -98,14 +102,26 @@ def judge_form(model: InstalledModel, form: Form | None, kinds: Iterable[str], *
         do = f"renderkiln models rm {model.name}, then `renderkiln models pull` it with --format packages"
         return warning(about, "is compiled for macOS, and cannot be rendered elsewhere", do, **facts)
     where = "on the reference runtime" if form.unit == "reference" else f"by Core ML on {form.unit}"
-    return ok(about, f"{model.pipeline}, {size(model.size_bytes)}: {form.variant}, rendered {where}", **facts)
+    return ok(about, f"{what}: {form.variant}, rendered {where}, {choice.why}", **facts)
+
+
+def judge_coreai(lacking: str | None, *, on_all_units: bool) -> Finding:
+    """Whether Core AI runs models here, and on what.
+
+    Args:
+        lacking: why it does not, as the end of a sentence.
+    """
+    if lacking is not None:
+        return ok("Core AI", f"{lacking}; Core ML and torch need none of it", usable=False, on_all_units=False)
+    says = "on all units" if on_all_units else "its interpreter alone, which is slow; the units come with macOS 27"
+    return ok("Core AI", says, usable=True, on_all_units=on_all_units)
 
 
 def _check_model(
     model: InstalledModel, settings: Settings, tuned: tuple[str, str] | None, has_coremltools: bool
 ) -> Finding:
     from .convert.source import FAMILIES
-    from .models.choosing import Wishes, pick_form
+    from .models.choosing import Wishes, choose
     from .models.store import check_complete
     from .runtimes import manifest
     from .runtimes.apple.system import why_no_text_encoder
@@ -121,12 +137,12 @@ def _check_model(
     except ModelLoadError as error:
         return problem(about, f"is damaged or not complete: {error}", again, **facts)
     try:
-        form = pick_form(model.path, Wishes(settings.engine, settings.compute_unit, settings.variant), tuned)
-        if form is None:
+        choice = choose(model.path, Wishes(settings.engine, settings.compute_unit, settings.variant), tuned)
+        if choice.form is None:
             _check_weights(model.path)
-            return judge_form(model, None, (), has_coremltools=has_coremltools)
-        stages = manifest.read(form.folder).stages
-        _check_stages(model.path, form)
+            return judge_form(model, choice, (), has_coremltools=has_coremltools)
+        stages = manifest.read(choice.form.folder).stages
+        _check_stages(model.path, choice.form)
     except RenderkilnError as error:
         return warning(
             about, f"cannot be rendered here: {error}", "renderkiln config shows what was asked for", **facts
@@ -136,7 +152,13 @@ def _check_model(
         do = "render it on another machine of the fleet"
         return warning(about, f"is made for macOS's text encoder, which {lacking}", do, **facts)
     kinds = {Path(package.file).suffix for stage in stages.values() for package in stage.packages}
-    return judge_form(model, form, kinds, has_coremltools=has_coremltools)
+    return judge_form(model, choice, kinds, has_coremltools=has_coremltools)
+
+
+def _check_coreai() -> Finding:
+    from .runtimes.coreai.library import on_all_units, why_not
+
+    return judge_coreai(why_not(), on_all_units=on_all_units())
 
 
 def _check_weights(folder: Path) -> None:
@@ -147,7 +169,7 @@ def _check_weights(folder: Path) -> None:
 
 
 def _check_stages(folder: Path, form: Form) -> None:
-    from .engine.coreml.interface import check_manifest
+    from .engine.converted.interface import check_manifest
     from .engine.files import read_json
     from .runtimes import manifest
 

@@ -37,7 +37,7 @@ def add_commands(app: typer.Typer) -> None:
 def worker(
     data_dir: Annotated[Path | None, typer.Option(help="Folder of ledger, server and models.")] = None,
     out: Annotated[str | None, typer.Option(help="The store: a folder or an fsspec URL.")] = None,
-    engine: Annotated[str | None, typer.Option(help="What runs the stages: auto, torch or coreml.")] = None,
+    engine: Annotated[str | None, typer.Option(help="What runs the stages: auto, torch, coreml or coreai.")] = None,
     device: Annotated[str | None, typer.Option(help="Of the torch engine: auto, mps, cuda or cpu.")] = None,
     compute_unit: Annotated[
         str | None, typer.Option(help="Of Core ML: auto, cpu_and_ne, cpu_and_gpu, cpu_only, all or reference.")

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Mapping
 
 from renderkiln.schema.errors import WorkerUnavailableError
 
 RENDERING = ("torch", "diffusers", "transformers", "safetensors", "numpy")
-CONVERTING = ("coremltools", "diffusers", "numpy", "torch", "transformers")
+_CONVERTING = ("diffusers", "numpy", "torch", "transformers")
+#: For Core ML, and for anything; with the extras that they come with.
+CONVERTING: Mapping[str, tuple[tuple[str, ...], str]] = {
+    "coreml": (("coremltools", *_CONVERTING), "worker,coreml"),
+    "torch": (_CONVERTING, "worker"),
+}
 
 
 def say_what_is_missing(who: str, libraries: tuple[str, ...], extras: str) -> None:

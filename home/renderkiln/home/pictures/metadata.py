@@ -29,7 +29,7 @@ class PictureMetadata(Frozen):
     spec: RenderSpec = Field(description="The spec of this picture alone: its own seed, one image.")
     digest: Sha256 = Field(description="Digest of `spec`.")
     model_info: Short = Field("", description="Which model it was: its source, its weights' digest.")
-    engine: Short = Field("", description="What rendered it: coreml or torch.")
+    engine: Short = Field("", description="What rendered it: coreml, coreai or torch.")
     device: Short = Field("", description="What it ran on: mps, cuda, cpu or a Core ML compute unit.")
     versions: dict[Short, Short] = Field(default_factory=dict, description="Libraries that decide the pixels.")
 

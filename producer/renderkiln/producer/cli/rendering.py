@@ -38,7 +38,7 @@ def render(
     *,
     request: RequestOptions,
     out: Out = None,
-    engine: Annotated[str | None, typer.Option(help="What runs the stages: auto, torch or coreml.")] = None,
+    engine: Annotated[str | None, typer.Option(help="What runs the stages: auto, torch, coreml or coreai.")] = None,
     device: Annotated[str | None, typer.Option(help="Of the torch engine: auto, mps, cuda or cpu.")] = None,
     compute_unit: Annotated[
         str | None, typer.Option(help="Of Core ML: auto, cpu_and_ne, cpu_and_gpu, cpu_only, all or reference.")

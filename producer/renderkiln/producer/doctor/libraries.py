@@ -22,7 +22,8 @@ _CLAUSE = re.compile(r"(>=|<=|==|!=|<|>)\s*([0-9.]+)")
 #: What the extras that a user may want are for.
 EXTRAS = {
     "worker": "rendering here",
-    "coreml": "converting models, and running converted ones",
+    "coreml": "converting models to Core ML, and running these",
+    "coreai": "converting models to Core AI, and running these (macOS 26 and later, Linux; Python 3.11 and later)",
     "hub": "the hub of a fleet",
     "postgres": "a ledger in Postgres",
 }
@@ -52,8 +53,8 @@ def parse_requirements(lines: Iterable[str], system: str = sys.platform) -> list
         if match is None:
             continue
         name, versions, marker = match.groups()
-        extra, other = _EXTRA.search(marker or ""), _SYSTEM.search(marker or "")
-        if (marker is None or extra is not None) and (other is None or other[1] == system):
+        extra, systems = _EXTRA.search(marker or ""), _SYSTEM.findall(marker or "")
+        if (marker is None or extra is not None) and (not systems or system in systems):
             found.append(Requirement(name, versions.strip(), extra[1] if extra else None))
     return found
 

@@ -9,8 +9,8 @@ from typing import Any
 from renderkiln.home.checkup import Finding, ok, problem, warning
 from renderkiln.home.settings import Settings, hidden_keys
 
-#: What a setting is for, where the engine is given; with the other engine it means nothing.
-_OF_ENGINE = {"torch": ("device", "dtype"), "coreml": ("compute_unit", "variant")}
+#: What has no effect where the engine is given.
+_IDLE = {"torch": ("compute_unit", "variant"), "coreml": ("device", "dtype"), "coreai": ("device", "dtype", "variant")}
 
 
 def check_settings(settings: Settings) -> list[Finding]:
@@ -35,7 +35,7 @@ def judge_settings(values: Mapping[str, Any], *, is_mac: bool) -> list[Finding]:
     if device == "cuda" and is_mac:
         found.append(_wrong("device is cuda, which no Mac has", "RENDERKILN_DEVICE=auto"))
     if unit not in ("auto", "reference") and not is_mac:
-        says = f"compute_unit is {unit}, which is Core ML's, and this is no Mac"
+        says = f"compute_unit is {unit}, which is a Mac's, and this is none"
         found.append(_wrong(says, "RENDERKILN_COMPUTE_UNIT=auto"))
     if unit == "reference" and is_mac:
         says = "compute_unit is reference: models run on the CPU alone, many times slower than on Core ML"
@@ -46,11 +46,10 @@ def judge_settings(values: Mapping[str, Any], *, is_mac: bool) -> list[Finding]:
     if unit == "cpu_and_gpu" and variant.startswith("split-einsum"):
         says = f"compute_unit cpu_and_gpu with the variant {variant}, which is made for the Neural Engine"
         found.append(_odd(says, "RENDERKILN_VARIANT=original, or RENDERKILN_COMPUTE_UNIT=cpu_and_ne"))
-    other = {"torch": "coreml", "coreml": "torch"}.get(engine)
-    idle = [name for name in _OF_ENGINE.get(other or "", ()) if values[name] != "auto"]
+    idle = [name for name in _IDLE.get(engine, ()) if values[name] != "auto"]
     if idle:
-        says = f"{' and '.join(idle)} {'have' if len(idle) > 1 else 'has'} no effect with the engine {engine}"
-        found.append(_odd(says, f"RENDERKILN_ENGINE=auto, or take {' and '.join(idle)} out"))
+        says = f"{_listed(idle)} {'have' if len(idle) > 1 else 'has'} no effect with the engine {engine}"
+        found.append(_odd(says, f"RENDERKILN_ENGINE=auto, or take {_listed(idle)} out"))
     return found
 
 
@@ -65,6 +64,10 @@ def judge_hidden(names: Sequence[str]) -> list[Finding]:
         )
         for name in names
     ]
+
+
+def _listed(names: Sequence[str]) -> str:
+    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
 
 
 def _wrong(says: str, instead: str) -> Finding:

@@ -19,19 +19,9 @@ from renderkiln.schema.errors import ConversionError
 
 from ..engine.files import read_json
 from ..runtimes.manifest import Manifest
-from .plan import PROJECTION
+from ..runtimes.naming import XCODE_NAMES
 
 FOLDER = "Resources"
-_NAMES = {
-    "text_encoder": "TextEncoder",
-    "text_encoder_2": "TextEncoder2",
-    "unet": "Unet",
-    "control-unet": "ControlledUnet",
-    "vae_decoder": "VAEDecoder",
-    "vae_encoder": "VAEEncoder",
-    "safety_checker": "SafetyChecker",
-    PROJECTION: "MultilingualTextEncoderProjection",
-}
 
 
 @dataclass(frozen=True)
@@ -99,7 +89,7 @@ def _name(stage: str) -> str:
     if stage.startswith("controlnet-"):
         words = re.split(r"[_-]", stage.removeprefix("controlnet-"))
         return "controlnet/" + "".join(word.title() for word in words)
-    return _NAMES[stage]
+    return XCODE_NAMES[stage]
 
 
 def _compile(package: Path, target: Path) -> None:

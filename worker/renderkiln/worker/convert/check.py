@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
 
 from renderkiln.schema.errors import ConversionCheckError
 
-from ..runtimes.base import Array
-from ..runtimes.chain import Chain
+from ..runtimes.base import Array, Runtime
 from ..runtimes.manifest import Psnr
-from ..runtimes.reference import ReferenceRuntime
 from .inputs import Inputs
 from .plan import StagePlan
 
@@ -54,17 +51,16 @@ def reference_outputs(
 
 def compare(
     plan: StagePlan,
-    packages: Sequence[Path],
+    converted: Runtime,
     inputs: Mapping[str, Inputs],
     expected: Mapping[str, Outputs],
     tell: Callable[[int, int], None],
 ) -> tuple[Psnr, ...]:
-    """Runs the packages, one after another, on the reference runtime and measures every output of every input."""
-    stage = Chain([ReferenceRuntime.load(package) for package in packages])
+    """Runs the converted stage, its chunks as one, and measures every output of every input."""
     results = []
     for number, (name, arrays) in enumerate(inputs.items()):
         tell(number, len(inputs))
-        found = stage.predict(arrays)
+        found = converted.predict(arrays)
         for output in _measured(plan, expected[name]):
             results.append(
                 Psnr(inputs=name, output=output, decibels=round(psnr(expected[name][output], found[output]), 2))

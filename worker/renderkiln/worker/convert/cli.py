@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from renderkiln.home.settings import load
-from renderkiln.schema.errors import BadInputError
+from renderkiln.schema.errors import BadInputError, WorkerUnavailableError
 
 from ..needs import CONVERTING, say_what_is_missing
 
@@ -26,6 +26,8 @@ def convert(
         ),
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="The folder to write into.")] = None,
+    format: Annotated[str, typer.Option(help="coreml, or coreai (macOS 26 and later).")] = "coreml",
+    precision: Annotated[str, typer.Option(help="float16, or float32 throughout.")] = "float16",
     attention: Annotated[
         str,
         typer.Option(help="original (GPU), split-einsum or split-einsum-v2 (Neural Engine)."),
@@ -34,7 +36,7 @@ def convert(
     height: Annotated[int | None, typer.Option(help="Pixels; the model's own unless told.")] = None,
     sizes: Annotated[str | None, typer.Option(help="Several sizes in one model: 512x512,768x512.")] = None,
     unet_batch_one: Annotated[bool, typer.Option("--unet-batch-one", help="One latent a call, not two.")] = False,
-    nbits: Annotated[int | None, typer.Option(help="Palettize weights: 1, 2, 4, 6 or 8 bits.")] = None,
+    nbits: Annotated[int | None, typer.Option(help="Fewer bits for weights: 1, 2, 4, 6 or 8; Core AI: 4.")] = None,
     recipe: Annotated[
         list[str] | None, typer.Option(help="Bits by layer: FILE for the UNet, or STAGE=FILE (repeatable).")
     ] = None,
@@ -55,12 +57,11 @@ def convert(
         typer.Option(help="macOS13, macOS14 or macOS15."),
     ] = "macOS13",
     check: Annotated[
-        bool,
+        bool | None,
         typer.Option(
-            "--check/--no-check",
-            help="Run each stage beside its torch original.",
+            "--check/--no-check", help="Run each stage beside its torch original; unless told, if that is quick."
         ),
-    ] = True,
+    ] = None,
     bundle_for_swift: Annotated[
         bool,
         typer.Option("--bundle-for-swift", help="Lay out Resources/ for Swift."),
@@ -75,7 +76,7 @@ def convert(
     latent_h: Annotated[int | None, typer.Option(hidden=True)] = None,
     latent_w: Annotated[int | None, typer.Option(hidden=True)] = None,
 ) -> None:
-    """Convert a model to Core ML, and check every stage of it.
+    """Convert a model to Core ML or Core AI, and check all stages.
 
     Works on any system.
 
@@ -88,13 +89,15 @@ def convert(
         raise BadInputError("which model? Say for example: renderkiln convert shapes -o out")
     if out is None:
         raise BadInputError("where to? Give a folder with -o")
-    say_what_is_missing("converting", CONVERTING, "worker,coreml")
+    say_what_is_missing("converting", *CONVERTING["coreml" if format == "coreml" else "torch"])
     from renderkiln.home.folder import DataFolder
 
     from .options import Lora, make_options, parse_recipe, parse_sizes
     from .source import find_source
 
     settings: dict[str, Any] = {
+        "format": format,
+        "precision": precision,
         "attention": attention,
         "unet_batch_one": unet_batch_one,
         "loras": tuple(Lora.parse(text) for text in lora or ()),
@@ -106,6 +109,11 @@ def convert(
         "check": check,
         "sizes": parse_sizes(sizes) if sizes else (),
     }
+    if format == "coreai":
+        _check_coreai()
+    if format == "coreai" and (bundle_for_swift or multilingual_projection):
+        flag = "--bundle-for-swift" if bundle_for_swift else "--multilingual-projection"
+        raise BadInputError(f"{flag} goes with --format coreml; a folder of Core AI assets is a bundle as it is")
     make_options(**settings)  # what is wrong is said before anything is fetched
     if sizes and (width or height or latent_h or latent_w):
         raise BadInputError("--sizes and --width or --height both say which size; give one of them")
@@ -121,6 +129,14 @@ def convert(
     if width or height or latent_w or latent_h:
         settings["sizes"] = (_size(source, (width, height), (latent_w, latent_h)),)
     _convert(source, make_options(**settings), out, bundle_for_swift, as_json)
+
+
+def _check_coreai() -> None:
+    from ..runtimes.coreai.library import why_not
+
+    lacking = why_not()
+    if lacking is not None:
+        raise WorkerUnavailableError(f"converting to Core AI {lacking}; --format coreml works on every system")
 
 
 def _size(

@@ -64,7 +64,7 @@ def _random(plan: StagePlan, number: int, size: int, vocabulary: int) -> Inputs:
             values = np.full(shape, random.integers(0, 1000))
         elif tensor.name == "time_ids":
             values = np.tile(random.integers(0, 1024, shape[1:]), (shape[0], 1))
-        elif tensor.name in ("x", "images", "controlnet_cond"):
+        elif tensor.name in ("x", "image", "images", "controlnet_cond"):
             values = random.uniform(0 if tensor.name == "controlnet_cond" else -1, 1, shape)
         elif tensor.name == "adjustment":
             values = np.zeros(shape)
@@ -84,7 +84,7 @@ def _real(plan: StagePlan, source: Source, family: str, loras: tuple[Lora, ...])
     makers = {
         "text_encoder": lambda: _token_ids(source, plan.component, PROMPT),
         "text_encoder_2": lambda: _token_ids(source, plan.component, PROMPT),
-        "vae_encoder": lambda: {"x": picture(*plan.inputs[0].shapes[0][2:])},
+        "vae_encoder": lambda: {plan.inputs[0].name: picture(*plan.inputs[0].shapes[0][2:])},
         "vae_decoder": lambda: {"z": _latents(source, plan.inputs[0].shapes[0])},
         "safety_checker": lambda: _for_checker(source, plan),
     }
@@ -133,10 +133,11 @@ def _for_denoiser(plan: StagePlan, source: Source, family: str, loras: tuple[Lor
         "timestep": torch.full((batch,), _TIMESTEP),
         **_text_embeddings(source, family, loras, batch),
     }
-    text, tokens = values["encoder_hidden_states"], shapes["encoder_hidden_states"][-1]
-    if text.shape[-1] != tokens:
+    text, is_turned = values["encoder_hidden_states"], len(shapes["encoder_hidden_states"]) == 4
+    tokens = shapes["encoder_hidden_states"][-1 if is_turned else 1]
+    if text.shape[1] != tokens:
         # For the system's text encoder, of which only macOS has real ones: these, with zeros behind them as it has.
-        values["encoder_hidden_states"] = torch.nn.functional.pad(text, (0, tokens - text.shape[-1]))
+        values["encoder_hidden_states"] = torch.nn.functional.pad(text, (0, 0, 0, tokens - text.shape[1]))
     if "controlnet_cond" in shapes:
         _, _, cond_height, cond_width = shapes["controlnet_cond"]
         scene = picture(cond_height, cond_width) / 2 + 0.5
@@ -152,6 +153,8 @@ def _for_denoiser(plan: StagePlan, source: Source, family: str, loras: tuple[Lor
     if residuals:
         made = _residuals(source, values, shapes)
         values.update(zip(residuals, made, strict=True))
+    if is_turned:
+        values["encoder_hidden_states"] = values["encoder_hidden_states"].transpose(1, 2).unsqueeze(2)
     return {name: values[name] for name in shapes}
 
 
@@ -168,7 +171,7 @@ def _residuals(
     down, middle = controlnet(
         values["sample"],
         values["timestep"],
-        values["encoder_hidden_states"].squeeze(2).transpose(1, 2),
+        values["encoder_hidden_states"],
         controlnet_cond=picture(height * factor, width * factor).expand(batch, -1, -1, -1) / 2 + 0.5,
         added_cond_kwargs=added or None,
         return_dict=False,
@@ -177,6 +180,7 @@ def _residuals(
 
 
 def _text_embeddings(source: Source, family: str, loras: tuple[Lora, ...], batch: int) -> dict[str, torch.Tensor]:
+    """Of two prompts, (B, S, C), and for SDXL pooled."""
     prompts = [NEGATIVE_PROMPT, PROMPT][-batch:]
     components = ["text_encoder"] if family == "sd" else ["text_encoder", "text_encoder_2"]
     hidden, pooled = [], torch.empty(0)
@@ -190,8 +194,7 @@ def _text_embeddings(source: Source, family: str, loras: tuple[Lora, ...], batch
         pooled = torch.cat([pool for _, pool in outputs])
         del encoder, stage
         gc.collect()
-    states = torch.cat(hidden, dim=-1).transpose(1, 2).unsqueeze(2)
-    return {"encoder_hidden_states": states, "text_embeds": pooled}
+    return {"encoder_hidden_states": torch.cat(hidden, dim=-1), "text_embeds": pooled}
 
 
 def _config(source: Source, component: str) -> dict[str, Any]:

@@ -40,6 +40,8 @@ class StageJob(_Record):
     loras: tuple[Lora, ...] = ()
     recipe: Path | None = None
     check: bool = True
+    #: Also where the runtime that this system has takes hours for it.
+    check_slowly: bool = False
     random_inputs: int = Field(default=2, ge=1)
     #: An empty folder, on the disk of the target: the packages go into it, and everything temporary does.
     folder: Path

@@ -14,6 +14,8 @@ Attention = Literal["original", "split-einsum", "split-einsum-v2"]
 ATTENTIONS: tuple[Attention, ...] = get_args(Attention)
 Target = Literal["macOS13", "macOS14", "macOS15"]
 TARGETS: tuple[Target, ...] = get_args(Target)
+Format = Literal["coreml", "coreai"]
+Precision = Literal["float16", "float32"]
 Bits = Literal[1, 2, 4, 6, 8]
 BITS: tuple[int, ...] = get_args(Bits)
 #: In the order in which they are converted. `controlnet` stands for every ControlNet that was named.
@@ -62,6 +64,9 @@ class ConvertOptions(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    format: Format = "coreml"
+    #: Of all that is computed, and of the weights that --nbits does not make smaller.
+    precision: Precision = "float16"
     attention: Attention = "original"
     #: Width and height in pixels, the default one first; empty: the model's own.
     sizes: tuple[tuple[int, int], ...] = ()
@@ -74,7 +79,8 @@ class ConvertOptions(BaseModel):
     #: Names of stages, or `text_encoders` for one or both; empty: all that the model has.
     stages: tuple[str, ...] = ()
     target: Target = "macOS13"
-    check: bool = True
+    #: None: where the runtime that this system has gets through it in minutes.
+    check: bool | None = None
 
     @model_validator(mode="after")
     def _fits_together(self) -> ConvertOptions:
@@ -88,6 +94,23 @@ class ConvertOptions(BaseModel):
         if len(self.sizes) > 1 and self.attention == "split-einsum-v2":
             # Its pieces of 512 queries are cut when the model is traced, so they fit one size only.
             raise ValueError("--sizes with several sizes goes with --attention original or split-einsum, not with v2")
+        return self
+
+    @model_validator(mode="after")
+    def _fits_the_format(self) -> ConvertOptions:
+        if self.format == "coreml":
+            return self
+        if self.nbits not in (None, 4):
+            raise ValueError(f"--nbits {self.nbits}: for Core AI there are 4 bits, or none at all for 16")
+        only_coreml = {
+            f"--attention {self.attention}": self.attention != "original",
+            "--recipe": bool(self.recipes),
+            "--chunk-unet": self.chunk_unet,
+            f"--deployment-target {self.target}": self.target != "macOS13",
+        }
+        for flag, is_given in only_coreml.items():
+            if is_given:
+                raise ValueError(f"{flag} goes with --format coreml; Core AI has no such choice")
         return self
 
     def recipe_for(self, stage: str) -> Path | None:

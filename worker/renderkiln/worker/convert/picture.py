@@ -40,10 +40,10 @@ def main() -> None:
 
     from ..engine import self_test
     from ..engine.making import EngineChoice, make_engine
-    from ..models.choosing import Wishes
+    from ..models.choosing import Wishes, engine_of
 
     folder = Path(sys.argv[1])
-    choice = EngineChoice(Wishes(engine="coreml", compute_unit="reference"))
+    choice = EngineChoice(Wishes(engine=engine_of(folder), compute_unit="reference"))
     try:
         engine = make_engine(choice, lambda _name, _revision: folder, DataFolder(folder))
         self_test.save(engine.self_test_picture("converted"), folder)

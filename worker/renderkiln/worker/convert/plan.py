@@ -12,14 +12,16 @@ from typing import Any
 
 from renderkiln.schema.errors import BadInputError, UnsupportedModelError
 
-from ..runtimes.base import DType, Shape, TensorInfo
+from ..runtimes.base import TensorInfo
+from ..runtimes.coreai.description import MAIN
 from ..runtimes.naming import PROJECTION as PROJECTION
-from ..runtimes.naming import controlnet_stage, safe_name
+from ..runtimes.naming import XCODE_NAMES, controlnet_stage, safe_name
 from .facts import ControlNetFacts, ModelFacts, ProjectionFacts, Record
-from .options import COMPRESSED, STAGES, Attention, ConvertOptions, Target
+from .interfaces import Interfaces
+from .options import COMPRESSED, STAGES, Attention, ConvertOptions, Format, Target
 
-#: How many vectors of Apple's NLContextualEmbedding its Swift package hands on: zeros follow where there are fewer.
-MULTILINGUAL_TOKENS = 256
+#: How the models of a format are called.
+SUFFIXES: Mapping[Format, str] = {"coreml": ".mlpackage", "coreai": ".aimodel"}
 #: Changed whenever the same settings would give another package than before.
 CONVERTER = 1
 
@@ -27,6 +29,7 @@ CONVERTER = 1
 class StagePlan(Record):
     """One stage to convert."""
 
+    format: Format = "coreml"
     #: text_encoder, unet, …; a ControlNet's is `controlnet-NAME`.
     stage: str
     #: What kind of stage it is: one of `STAGES`.
@@ -35,6 +38,8 @@ class StagePlan(Record):
     component: str
     #: The packages to write: one, or two chunks.
     files: tuple[str, ...]
+    #: Of a Core AI asset: a function for each size, the default size's first.
+    functions: tuple[str, ...] = ()
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[str, ...]
     #: Computes in float32 throughout.
@@ -72,7 +77,7 @@ def make_plan(facts: ModelFacts, options: ConvertOptions, versions: Mapping[str,
     builder = _Builder(facts, options, versions, sizes, scale)
     stages = tuple(builder.stages())
     _check_names(stages, facts)
-    if options.target != "macOS15":
+    if options.format == "coreml" and options.target != "macOS15":
         for stage in stages:
             flexible = [tensor.name for tensor in stage.inputs if len(tensor.shapes) > 1]
             if len(flexible) > 1:
@@ -81,20 +86,6 @@ def make_plan(facts: ModelFacts, options: ConvertOptions, versions: Mapping[str,
                     "from macOS 15 on; add --deployment-target macOS15, or give one size"
                 )
     return Plan(stages=stages, sizes=sizes)
-
-
-def residual_shapes(config: Mapping[str, Any], batch: int, height: int, width: int) -> list[Shape]:
-    """What a ControlNet adds to a UNet of that config: the skip connections in order, and the middle block's output."""
-    channels: Sequence[int] = config["block_out_channels"]
-    per_block = config.get("layers_per_block", 2)
-    layers = [per_block] * len(channels) if isinstance(per_block, int) else list(per_block)
-    shapes: list[Shape] = [(batch, channels[0], height, width)]
-    for index, (count, layer_count) in enumerate(zip(channels, layers, strict=True)):
-        shapes += [(batch, count, height, width)] * layer_count
-        if index < len(channels) - 1:
-            height, width = (height + 1) // 2, (width + 1) // 2
-            shapes.append((batch, count, height, width))
-    return [*shapes, (batch, channels[-1], height, width)]
 
 
 def _check_kind(facts: ModelFacts) -> None:
@@ -152,11 +143,8 @@ class _Builder:
         sizes: Sequence[tuple[int, int]],
         scale: int,
     ) -> None:
-        self.facts, self.options, self.versions = facts, options, dict(versions)
-        self.batch = 1 if options.unet_batch_one else 2
-        self.sizes = sizes
-        self.latents = [(height // scale, width // scale) for width, height in sizes]
-        self.prefix = f"Stable_Diffusion_version_{safe_name(facts.name)}"
+        self.facts, self.options, self.versions, self.sizes = facts, options, dict(versions), sizes
+        self.interfaces = Interfaces(facts, options, sizes, scale)
 
     def stages(self) -> Iterator[StagePlan]:
         there = [kind for kind in STAGES if self._is_there(kind)]
@@ -186,14 +174,14 @@ class _Builder:
             raise BadInputError(
                 f"--multilingual-projection gives {projection.outputs} channels, and {self.facts.name} takes {width}"
             )
-        shape = (1, MULTILINGUAL_TOKENS, projection.inputs)
+        inputs, outputs = self.interfaces.projection(projection.inputs)
         return self._finish(
             stage=PROJECTION,
             kind=PROJECTION,
             component=PROJECTION,
             files=("MultilingualTextEncoderProjection.mlpackage",),
-            inputs=(self._tensor("nlcontextualembeddings_output", [shape], "float32"),),
-            outputs=("encoder_hidden_states",),
+            inputs=tuple(inputs),
+            outputs=tuple(outputs),
             weights=projection.weights,
             config={},
             # The embeddings that it takes come from a framework of macOS 14.
@@ -215,32 +203,16 @@ class _Builder:
     def _stage(self, kind: str) -> StagePlan:
         component = _component(kind)
         config = self.facts.configs[component]
-        makers = {
-            "text_encoder": self._text_encoder,
-            "text_encoder_2": self._text_encoder,
-            "unet": self._unet,
-            "control-unet": self._unet,
-            "vae_decoder": self._vae_decoder,
-            "vae_encoder": self._vae_encoder,
-            "safety_checker": self._safety_checker,
-        }
-        inputs, outputs = makers[kind](config)
-        if kind == "control-unet":
-            inputs += [
-                self._tensor(f"additional_residual_{number}", shapes)
-                for number, shapes in enumerate(self._residuals(config))
-            ]
+        inputs, outputs = self.interfaces.of(kind, config)
         has_attention = kind in ("unet", "control-unet")
-        name = f"{self.prefix}_{kind}"
-        chunks = ("_chunk1", "_chunk2") if has_attention and self.options.chunk_unet else ("",)
         return self._finish(
             stage=kind,
             kind=kind,
             component=component,
-            files=tuple(f"{name}{chunk}.mlpackage" for chunk in chunks),
+            files=self._files(kind, chunked=has_attention and self.options.chunk_unet),
             inputs=tuple(inputs),
             outputs=tuple(outputs),
-            float32=component == "vae" and self._float32_vae(config),
+            float32=self.interfaces.needs_float32(kind, config),
             attention=self.options.attention if has_attention else None,
             weights=self.facts.weights[component],
             config=config,
@@ -255,24 +227,34 @@ class _Builder:
                     f"--controlnet {controlnet.name}: its {field} is {config[field]}, and that of {self.facts.name} is "
                     f"{unet[field]}; it was made for another kind of model"
                 )
-        inputs, _ = self._unet(config)
-        channels = config.get("conditioning_channels", 3)
-        inputs.append(
-            self._tensor("controlnet_cond", [(self.batch, channels, height, width) for width, height in self.sizes])
-        )
-        name = safe_name(controlnet.name)
+        inputs, outputs = self.interfaces.of("controlnet", config)
         return self._finish(
             stage=controlnet_stage(controlnet.name),
             kind="controlnet",
             component=str(index),
-            files=(f"ControlNet_{name}.mlpackage",),
+            files=(f"ControlNet_{safe_name(controlnet.name)}{SUFFIXES[self.options.format]}",),
             inputs=tuple(inputs),
-            outputs=tuple(f"additional_residual_{number}" for number in range(len(self._residuals(config)))),
-            float32=False,
+            outputs=tuple(outputs),
+            float32=self.interfaces.needs_float32("controlnet", config),
             attention=self.options.attention,
             weights=controlnet.weights,
             config=config,
         )
+
+    def _files(self, kind: str, *, chunked: bool) -> tuple[str, ...]:
+        """As Apple's converter for that format names them."""
+        if self.options.format == "coreai":
+            return (f"{XCODE_NAMES[kind]}.aimodel",)
+        chunks = ("_chunk1", "_chunk2") if chunked else ("",)
+        name = f"Stable_Diffusion_version_{safe_name(self.facts.name)}_{kind}"
+        return tuple(f"{name}{chunk}.mlpackage" for chunk in chunks)
+
+    def _functions(self, inputs: Sequence[TensorInfo]) -> tuple[str, ...]:
+        """A function for each size; what is of no size, as text is, needs one alone."""
+        if self.options.format == "coreml":
+            return ()
+        count = max(len(tensor.shapes) for tensor in inputs)
+        return (MAIN, *(f"{MAIN}_{width}x{height}" for width, height in self.sizes[1:count]))
 
     def _finish(self, *, weights: str, config: Mapping[str, Any], **fields: Any) -> StagePlan:
         kind: str = fields["kind"]
@@ -281,8 +263,11 @@ class _Builder:
         nbits = self.options.nbits if compressed and recipe is None else None
         takes_loras = kind in ("text_encoder", "text_encoder_2", "unet", "control-unet")
         fields.setdefault("target", self.options.target)
+        fields |= {"format": self.options.format, "functions": self._functions(fields["inputs"])}
         plan = StagePlan(**fields, nbits=nbits, recipe=recipe is not None, settings_digest="")
-        settings = plan.model_dump(mode="json", exclude={"settings_digest"}) | {
+        # What came with Core AI stays out of Core ML's digests, so that packages of before are still known.
+        left_out = {"settings_digest"} | ({"format", "functions"} if self.options.format == "coreml" else set())
+        settings = plan.model_dump(mode="json", exclude=left_out) | {
             "model": self.facts.name,
             "revision": self.facts.revision,
             "weights": weights,
@@ -297,72 +282,6 @@ class _Builder:
             "converter": CONVERTER,
         }
         return plan.model_copy(update={"settings_digest": _digest(settings)})
-
-    def _tensor(self, name: str, shapes: Sequence[Shape], dtype: DType = "float16") -> TensorInfo:
-        return TensorInfo(name=name, dtype=dtype, shapes=tuple(dict.fromkeys(shapes)))
-
-    def _text_encoder(self, config: Mapping[str, Any]) -> tuple[list[TensorInfo], list[str]]:
-        tokens = self._tensor("input_ids", [(1, config.get("max_position_embeddings", 77))], "float32")
-        first = "hidden_embeds" if self.facts.family == "sdxl" else "last_hidden_state"
-        return [tokens], [first, "pooled_outputs"]
-
-    def _unet(self, config: Mapping[str, Any]) -> tuple[list[TensorInfo], list[str]]:
-        batch = self.batch
-        width = config.get("cross_attention_dim", 1280)
-        if not isinstance(width, int):
-            raise UnsupportedModelError(
-                f"{self.facts.name}: cross_attention_dim is {width!r}, which cannot be converted"
-            )
-        inputs = [
-            self._tensor("sample", [(batch, config.get("in_channels", 4), *size) for size in self.latents]),
-            self._tensor("timestep", [(batch,)]),
-            self._tensor("encoder_hidden_states", [(batch, width, 1, self._text_tokens())]),
-        ]
-        if config.get("addition_embed_type") == "text_time":
-            embeds = self.facts.configs["text_encoder_2"]["projection_dim"]
-            numbers = (config["projection_class_embeddings_input_dim"] - embeds) // config["addition_time_embed_dim"]
-            inputs += [self._tensor("time_ids", [(batch, numbers)]), self._tensor("text_embeds", [(batch, embeds)])]
-        if config.get("time_cond_proj_dim") is not None:
-            # A consistency model is told the guidance scale as an embedding; Apple's converter drops that layer.
-            inputs.append(self._tensor("timestep_cond", [(batch, config["time_cond_proj_dim"])]))
-        return inputs, ["noise_pred"]
-
-    def _text_tokens(self) -> int:
-        """What the UNet reads; one made for the system's text encoder reads that one's vectors alone."""
-        if self.facts.projection is not None:
-            return MULTILINGUAL_TOKENS
-        text = self.facts.configs.get("text_encoder") or self.facts.configs["text_encoder_2"]
-        tokens: int = text.get("max_position_embeddings", 77)
-        return tokens
-
-    def _residuals(self, config: Mapping[str, Any]) -> list[list[Shape]]:
-        by_size = [residual_shapes(config, self.batch, *size) for size in self.latents]
-        return [list(shapes) for shapes in zip(*by_size, strict=True)]
-
-    def _vae_decoder(self, config: Mapping[str, Any]) -> tuple[list[TensorInfo], list[str]]:
-        channels = config.get("latent_channels", 4)
-        return [self._tensor("z", [(1, channels, *size) for size in self.latents], self._vae_dtype(config))], ["image"]
-
-    def _vae_encoder(self, config: Mapping[str, Any]) -> tuple[list[TensorInfo], list[str]]:
-        channels = config.get("in_channels", 3)
-        shapes = [(1, channels, height, width) for width, height in self.sizes]
-        return [self._tensor("x", shapes, self._vae_dtype(config))], ["latent"]
-
-    def _safety_checker(self, config: Mapping[str, Any]) -> tuple[list[TensorInfo], list[str]]:
-        side = config["vision_config"].get("image_size", 224)
-        inputs = [
-            self._tensor("clip_input", [(1, 3, side, side)]),
-            self._tensor("images", [(1, height, width, 3) for width, height in self.sizes]),
-            self._tensor("adjustment", [(1,)]),
-        ]
-        return inputs, ["filtered_images", "has_nsfw_concepts", "concept_scores"]
-
-    def _vae_dtype(self, config: Mapping[str, Any]) -> DType:
-        return "float32" if self._float32_vae(config) else "float16"
-
-    def _float32_vae(self, config: Mapping[str, Any]) -> bool:
-        # SDXL's own VAE overflows in float16. Whoever brings another one has taken care of that.
-        return self.facts.family == "sdxl" and not self.facts.custom_vae and bool(config.get("force_upcast", True))
 
 
 def _component(kind: str) -> str:

@@ -25,17 +25,21 @@ from renderkiln.schema.errors import BadInputError, ConversionError, ModelLoadEr
 from ..runtimes import manifest as manifests
 from ..runtimes.manifest import Manifest, StageInfo
 from . import picture
+from .coreai_bundle import write_bundle
 from .facts import ModelFacts
 from .jobs import EVENTS, Done, Failed, Phase, StageJob
-from .options import ConvertOptions
+from .options import ConvertOptions, Format
 from .plan import PROJECTION, Plan, StagePlan, make_plan
 from .small_files import copy_small_files
 from .source import Source, read_facts
 
 WORK_FOLDER = ".converting"
-_LIBRARIES = ("renderkiln", "coremltools", "torch", "diffusers", "transformers", "numpy")
-#: These decide what is written; of renderkiln itself that is said by plan.CONVERTER.
-_DECIDING = ("coremltools", "torch", "diffusers", "transformers")
+#: What decides what is written; of renderkiln itself that is said by plan.CONVERTER.
+_DECIDING: Mapping[Format, tuple[str, ...]] = {
+    "coreml": ("coremltools", "torch", "diffusers", "transformers"),
+    "coreai": ("coreai-core", "coreai-torch", "coreai-opt", "torch", "diffusers", "transformers"),
+}
+_EXTRAS: Mapping[Format, str] = {"coreml": "worker,coreml", "coreai": "worker,coreai"}
 #: Lines of a dead process's log that its error shows.
 _LOG_LINES = 5
 
@@ -80,9 +84,9 @@ def convert(source: Source, options: ConvertOptions, folder: Path, watcher: Watc
         ConversionError: a stage failed; those before it are in place and in the manifest.
     """
     watcher = watcher or Watcher()
-    versions = library_versions()
+    versions = library_versions(options.format)
     facts = read_facts(source, options)
-    plan = make_plan(facts, options, {name: versions[name] for name in _DECIDING})
+    plan = make_plan(facts, options, {name: versions[name] for name in _DECIDING[options.format]})
     _read_what_stages_will(options)
     if folder.exists() and not folder.is_dir():
         raise BadInputError(f"-o {folder} is a file; give a folder")
@@ -104,17 +108,17 @@ def _read_what_stages_will(options: ConvertOptions) -> None:
         read_recipe(path)
 
 
-def library_versions() -> dict[str, str]:
+def library_versions(format: Format = "coreml") -> dict[str, str]:
     """The versions of what decides the result. Raises WorkerUnavailableError if something is not installed."""
     found, missing = {}, []
-    for name in _LIBRARIES:
+    for name in ("renderkiln", *_DECIDING[format], "numpy"):
         try:
             found[name] = version(name)
         except PackageNotFoundError:
             missing.append(name)
     if missing:
         raise errors.WorkerUnavailableError(
-            f"converting needs {', '.join(missing)}: pip install 'renderkiln[worker,coreml]'"
+            f"converting needs {', '.join(missing)}: pip install 'renderkiln[{_EXTRAS[format]}]'"
         )
     return {"python": ".".join(map(str, sys.version_info[:3])), **found}
 
@@ -158,10 +162,16 @@ class _Run:
         return Report(manifest=manifest, kept=kept, peaks=self.peaks, no_picture=self._draw(manifest))
 
     def _draw(self, manifest: Manifest) -> str | None:
-        if not self.options.check or not picture.is_possible(manifest) or (self.folder / manifests.SELF_TEST).exists():
+        if self.options.check is False or not picture.is_possible(manifest):
+            return None
+        if (self.folder / manifests.SELF_TEST).exists() or not self._draws_in_time(manifest):
             return None
         self.watcher.drawing()
         return picture.draw(self.folder)
+
+    def _draws_in_time(self, manifest: Manifest) -> bool:
+        """A picture takes a runtime as long as a check does; what was too large for that is too large for this."""
+        return self.options.check is True or all(info.check is not None for info in manifest.stages.values())
 
     def _stages_of_before(self) -> dict[str, StageInfo]:
         try:
@@ -170,6 +180,10 @@ class _Run:
             if (self.folder / manifests.FILE_NAME).exists():
                 raise  # somebody's file: not ours to overwrite
             return {}
+        if (before.variant == "coreai") != (self.options.format == "coreai"):
+            raise BadInputError(
+                f"{self.folder} holds {before.model} in another format ({before.variant}); convert into another folder"
+            )
         if (before.model, before.family) != (self.source.name, self.facts.family):
             raise BadInputError(f"{self.folder} holds {before.model} already; convert {self.source.name} into another")
         same_sizes = before.sizes == self.plan.sizes
@@ -183,7 +197,8 @@ class _Run:
     def _is_there(self, stage: StagePlan, before: StageInfo | None) -> bool:
         if before is None or before.settings_digest != stage.settings_digest:
             return False
-        if self.options.check and before.check is None:
+        must_be_checked = self.options.check or (self.options.check is None and self.options.format == "coreml")
+        if must_be_checked and before.check is None:
             return False
         return all(manifests.compare(package, self.folder, digests=True) is None for package in before.packages)
 
@@ -199,7 +214,8 @@ class _Run:
             family=self.facts.family,
             loras=self.options.loras if stage.kind not in ("controlnet", "safety_checker", PROJECTION) else (),
             recipe=self.options.recipe_for(kind),
-            check=self.options.check,
+            check=self.options.check is not False,
+            check_slowly=self.options.check is True,
             folder=target,
         )
         done = process.run(job, lambda phase: self.watcher.phase(stage, phase))
@@ -228,11 +244,13 @@ class _Run:
             revision=self.source.revision,
             pipeline=self.facts.pipeline,
             family=self.facts.family,
-            variant=self.options.attention,
+            variant="coreai" if self.options.format == "coreai" else self.options.attention,
             sizes=self.plan.sizes,
             stages=dict(sorted(stages.items(), key=lambda item: order.get(item[0], -1))),
             versions=self.versions,
         )
+        if self.options.format == "coreai":
+            write_bundle(self.folder, manifest, self.facts.configs)
         manifests.save(manifest, self.folder)
         return manifest
 

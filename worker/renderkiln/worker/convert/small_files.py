@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from ..engine.files import read_json
 from ..models.hub import COMPONENTS, SMALL_FOLDERS, SMALL_SUFFIXES
@@ -37,7 +38,13 @@ def copy_small_files(source: Source, folder: Path, controlnet_stages: tuple[str,
     for name, path in source.controlnets:
         if controlnet_stage(name) in controlnet_stages:
             _copy(path / "config.json", folder / controlnet_stage(name) / "config.json")
-    _write(folder / "model_index.json", json.dumps(index, indent=2) + "\n")
+    write_json(folder / "model_index.json", index)
+
+
+def write_json(target: Path, values: Any) -> None:
+    """Writes a small file whole or not at all; replaces what is there."""
+    with _in_place_of(target) as temporary:
+        temporary.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
 def _copy(source: Path, target: Path) -> None:
@@ -45,11 +52,6 @@ def _copy(source: Path, target: Path) -> None:
     # copyfile follows the links of the Hub's cache, and leaves out who may write: packaged files may be read-only.
     with _in_place_of(target) as temporary:
         shutil.copyfile(source, temporary)
-
-
-def _write(target: Path, text: str) -> None:
-    with _in_place_of(target) as temporary:
-        temporary.write_text(text, encoding="utf-8")
 
 
 @contextmanager

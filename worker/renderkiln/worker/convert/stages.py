@@ -19,7 +19,7 @@ def make_stage(plan: StagePlan, module: Any, *, family: str, channels_first: boo
         channels_first: whether `rewrite_attention` has been here.
     """
     if plan.kind in ("text_encoder", "text_encoder_2"):
-        return TextEncoderStage(module, hidden=family == "sdxl").eval()
+        return TextEncoderStage(module, hidden=family == "sdxl", pooled="pooled_outputs" in plan.outputs).eval()
     if plan.kind in ("unet", "control-unet", "controlnet"):
         names = tuple(tensor.name for tensor in plan.inputs)
         kind = ControlNetStage if plan.kind == "controlnet" else UNetStage
@@ -36,24 +36,36 @@ def make_stage(plan: StagePlan, module: Any, *, family: str, channels_first: boo
 
 
 class TextEncoderStage(nn.Module):  # type: ignore[misc]
-    """(1, 77) int32 to the last hidden state (1, 77, C), or for SDXL the last but one, and the pooled output (1, C)."""
+    """(1, 77) int32 to the last hidden state (1, 77, C), or for SDXL the last but one.
 
-    def __init__(self, model: Any, *, hidden: bool) -> None:
+    Args:
+        pooled: gives the pooled output (1, C) besides.
+    """
+
+    def __init__(self, model: Any, *, hidden: bool, pooled: bool = True) -> None:
         super().__init__()
-        self.model, self.hidden = model, hidden
+        self.model, self.hidden, self.pooled = model, hidden, pooled
 
-    def forward(self, input_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, input_ids: torch.Tensor) -> tuple[torch.Tensor, ...]:
         output = self.model(input_ids, output_hidden_states=self.hidden)
-        pooled = output.text_embeds if "text_embeds" in output else output.pooler_output
-        return (output.hidden_states[-2] if self.hidden else output.last_hidden_state), pooled
+        states = output.hidden_states[-2] if self.hidden else output.last_hidden_state
+        if not self.pooled:
+            return (states,)
+        return states, (output.text_embeds if "text_embeds" in output else output.pooler_output)
 
 
 class _Denoiser(nn.Module):  # type: ignore[misc]
-    """What UNets and ControlNets share: arguments by position, and text embeddings in Apple's layout."""
+    """What UNets and ControlNets share: arguments by position, and text embeddings in the format's layout.
+
+    Core ML's is (B, C, 1, S), which a model with rewritten attention takes as it is; Core AI's is diffusers' own.
+    """
 
     def __init__(self, model: Any, names: tuple[str, ...], channels_first: bool) -> None:
         super().__init__()
         self.model, self.names, self.channels_first = model, names, channels_first
+
+    def _is_turned(self, text: torch.Tensor) -> bool:
+        return text.dim() == 4 and not self.channels_first
 
     def _arguments(self, tensors: tuple[torch.Tensor, ...]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         given = dict(zip(self.names, tensors, strict=True))
@@ -61,7 +73,7 @@ class _Denoiser(nn.Module):  # type: ignore[misc]
         arguments: dict[str, Any] = {
             "sample": given["sample"],
             "timestep": given["timestep"],
-            "encoder_hidden_states": text if self.channels_first else text.squeeze(2).transpose(1, 2),
+            "encoder_hidden_states": text.squeeze(2).transpose(1, 2) if self._is_turned(text) else text,
             "return_dict": False,
         }
         if "time_ids" in given:

@@ -1,16 +1,23 @@
 """The model libraries, imported in the one order in which they keep quiet.
 
 Progress bars and advice on standard error are not for a renderer; what matters in them comes as notes of a
-picture. transformers begins to advise while diffusers imports it, so it is told first.
+picture. transformers begins to advise while diffusers imports it, so it is told first. Both import torchao where it is
+installed, as it is with Core AI's converter; that tells of libraries for other machines, and torch of its classes.
 """
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import transformers
+import torch  # noqa: F401 -- before the levels, as it sets its own
+
+for _name in ("torchao", "torch.utils._pytree"):
+    logging.getLogger(_name).setLevel(logging.ERROR)
+
+import transformers  # noqa: E402
 
 transformers.utils.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()

@@ -13,11 +13,11 @@ from renderkiln.home.controlnets import find_controlnet
 from renderkiln.home.folder import DataFolder
 from renderkiln.schema.errors import ModelLoadError
 
-from ..models.choosing import Wishes, check_unit, is_converted_only, pick_form
+from ..models.choosing import Wishes, check_unit, engine_of, is_converted_only, pick_form
 from ..runtimes.opening import package_opener
 from .base import EngineInfo
-from .coreml.model_stages import CoreMLModelStages
-from .coreml.multilingual import SystemText, SystemTextEncoder
+from .converted.model_stages import ConvertedModelStages
+from .converted.multilingual import SystemText, SystemTextEncoder
 from .diffusers_engine import DiffusersEngine, FindModel
 from .model_stages import ModelStages
 from .torch_engine import torch_options
@@ -58,13 +58,15 @@ def make_engine(
         form = pick_form(folder, choice.wishes, tuned(model))
         if form is None:
             if is_converted_only(folder):
-                raise ModelLoadError(f"{model} is converted, and has no weights for torch: use the coreml engine")
+                engine = engine_of(folder)
+                raise ModelLoadError(f"{model} is converted, and has no weights for torch: use the {engine} engine")
             return TorchModelStages(folder, options, partial(find_controlnet, data))
         if form.unit != "reference" and options.device.type != "cpu":
             # Nothing in this process computes on torch's threads. What it does between predictions is too small for
             # several of them: they wait for each other, and take the cores that Core ML wants.
             torch.set_num_threads(1)
-        return CoreMLModelStages(folder, form.folder, package_opener(form.unit, data), form.unit, text)
+        return ConvertedModelStages(folder, form, package_opener(form.unit, data), text)
 
-    unopened = EngineInfo("coreml", choice.wishes.compute_unit, "float16", attention_slicing=False)
-    return DiffusersEngine(find_model, open_stages, unopened if choice.wishes.engine == "coreml" else options.info)
+    wished = choice.wishes.engine
+    unopened = EngineInfo(wished, choice.wishes.compute_unit, "float16", attention_slicing=False)
+    return DiffusersEngine(find_model, open_stages, unopened if wished in ("coreml", "coreai") else options.info)

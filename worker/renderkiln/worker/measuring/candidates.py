@@ -8,10 +8,11 @@ from pathlib import Path
 from renderkiln.schema.errors import BadInputError, did_you_mean
 
 from ..models.choosing import Form, check_unit
-from ..models.layout import VARIANTS, variants
+from ..models.layout import COREAI, VARIANTS, variants
 from ..models.machine import advice
 from ..runtimes.apple import system
 from ..runtimes.base import ComputeUnit
+from ..runtimes.coreai.library import on_all_units, why_not
 from .records import Candidate
 
 #: `cpu_only` is for those who ask, and `all` has never beaten the better of these two.
@@ -39,27 +40,33 @@ def converted_candidates(
             f"{model} holds no converted stages, so that there is nothing to choose from; "
             "`renderkiln convert` makes some, and `renderkiln bench model` measures any model"
         )
-    wanted = tuple(only) or tuple(name for name in VARIANTS if name in there)
+    can_run = [name for name in VARIANTS if name in there and (name != COREAI or why_not() is None)]
+    wanted = tuple(only) or tuple(can_run)
     for name in wanted:
         if name not in there:
             raise BadInputError(
                 f"{model} has no variant {name!r}; it has {', '.join(there)}.{did_you_mean(name, there)}"
             )
-    chosen = tuple(units) or (_ON_A_MAC if system.on_macos() else _ELSEWHERE)
-    for unit in chosen:
+    units = tuple(units)
+    for unit in units:
         if unit == "auto":
             raise BadInputError("auto is no compute unit to measure; name some, or leave --units out")
         check_unit(unit)
-    pairs = dict.fromkeys((variant, unit) for variant in wanted for unit in chosen)
+    pairs = dict.fromkeys((variant, unit) for variant in wanted for unit in units or _units(variant))
     suits = advice()
     # The best guess first, so that whoever stops early has measured that.
     ordered = sorted(pairs, key=lambda pair: pair != (suits.variant, suits.compute_unit))
-    return [Candidate("coreml", variant, unit) for variant, unit in ordered]
+    return [Candidate("coreai" if variant == COREAI else "coreml", variant, unit) for variant, unit in ordered]
+
+
+def _units(variant: str) -> tuple[ComputeUnit, ...]:
+    """The units of this system that are worth a try."""
+    return _ON_A_MAC if (on_all_units() if variant == COREAI else system.on_macos()) else _ELSEWHERE
 
 
 def candidate_of(form: Form | None) -> Candidate:
     """What a worker would render with, as something to measure. `form`: None for torch."""
-    return Candidate("torch") if form is None else Candidate("coreml", form.variant, form.unit)
+    return Candidate("torch") if form is None else Candidate(form.engine, form.variant, form.unit)
 
 
 def in_our_words(names: str | None, known: Sequence[str] = ()) -> list[str]:

@@ -116,7 +116,7 @@ def bench_model(
     model: _Model,
     steps: _Steps = 20,
     runs: _Runs = 3,
-    engine: Annotated[str | None, typer.Option(help="auto, torch or coreml.")] = None,
+    engine: Annotated[str | None, typer.Option(help="auto, torch, coreml or coreai.")] = None,
     compute_unit: Annotated[str | None, typer.Option(help="Of Core ML; auto: what a worker would take.")] = None,
     variant: Annotated[str | None, typer.Option(help="Of a converted model; auto: what a worker would take.")] = None,
     timeout: _Timeout = 1200,

@@ -91,7 +91,7 @@ def remarks(each: Measurement) -> Iterator[str]:
 def row(measurement: Measurement, numbers: Numbers, machine: Where) -> dict[str, str]:
     """The row that Apple's table has, and load and memory besides."""
     candidate = measurement.candidate
-    unit = candidate.unit.upper() if candidate.engine == "coreml" else f"torch, {numbers.device}"
+    unit = candidate.unit.upper() if candidate.is_converted else f"torch, {numbers.device}"
     attention = candidate.variant.replace("-", "_").upper() or numbers.dtype
     cold = "" if measurement.cold_load_seconds is None else f" (first {measurement.cold_load_seconds:.1f})"
     values = (

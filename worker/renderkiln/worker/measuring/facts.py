@@ -52,7 +52,7 @@ def facts_of(name: str, folder: Path, candidate: Candidate) -> ModelFacts:
         origin = read_origin(folder)
         if origin is not None:
             repository, revision = origin.repository, origin.revision
-        if candidate.engine == "coreml":
+        if candidate.is_converted:
             converted = manifest.read(variants(folder)[candidate.variant])
             unet = converted.stages.get("unet") or converted.stages.get("control-unet")
             bits = unet.bits if unet else None
@@ -63,8 +63,12 @@ def facts_of(name: str, folder: Path, candidate: Candidate) -> ModelFacts:
 
 
 def our_versions(candidate: Candidate) -> dict[str, str]:
-    """Of renderkiln, and of coremltools where that ran the model."""
-    names = ["renderkiln", *(["coremltools"] if candidate.engine == "coreml" and on_macos() else [])]
+    """Of renderkiln, and of what ran the model where that is Apple's."""
+    names = ["renderkiln"]
+    if candidate.engine == "coreml" and on_macos():
+        names.append("coremltools")
+    if candidate.engine == "coreai":
+        names.append("coreai-core")
     found = {}
     for name in names:
         try:

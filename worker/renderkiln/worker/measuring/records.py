@@ -14,13 +14,18 @@ from ..runtimes.apple.plan import Device
 class Candidate:
     """One way to render a model here."""
 
-    engine: Literal["coreml", "torch"]
-    #: Both of a converted model: original, split-einsum or split-einsum-v2; a `ComputeUnit`.
+    engine: Literal["coreml", "coreai", "torch"]
+    #: Both of a converted model: one of `layout.VARIANTS`; a `ComputeUnit`.
     variant: str = ""
     unit: str = ""
 
+    @property
+    def is_converted(self) -> bool:
+        """Whether it is a converted form."""
+        return self.engine != "torch"
+
     def __str__(self) -> str:
-        return f"{self.variant} on {self.unit}" if self.engine == "coreml" else self.engine
+        return f"{self.variant} on {self.unit}" if self.is_converted else self.engine
 
 
 @dataclass(frozen=True)

@@ -5,16 +5,18 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from renderkiln.home.folder import DataFolder
 from renderkiln.home.origin import FileRecord, Origin, read_origin
-from renderkiln.schema.errors import BadInputError, ModelNotFoundError
+from renderkiln.schema.errors import BadInputError, ModelNotFoundError, UnsupportedModelError
 
 from ..runtimes import manifest as manifests
+from ..runtimes.coreai.bundle import TYPES as BUNDLE_TYPES
+from ..runtimes.coreai.bundle import read_bundle
 from .adopt import adopt, check_specs, say_what_reading_needs
-from .apple import variant_of
+from .apple import ASSET, PACKAGE, variant_of
 from .fetch import fetch, full_disk_as_ours, record_of
 from .hub import COMPONENTS, INDEX, REPOSITORY, list_files, small_files, weights_of
 from .layout import VARIANTS, Variant, variants
@@ -66,15 +68,27 @@ def add(wish: Addition, data: DataFolder) -> Path:
     say_what_reading_needs(names)
     is_ours = any(f"{folder}{manifests.FILE_NAME}" in names for folder in ("", *(f"{each}/" for each in VARIANTS)))
     if not is_ours and find_parts(names):
-        return _add_apples(wish, path, names, name, data)
+        return _add_apples(_with_original(wish, path, names), path, names, name, data)
     return _add_whole(wish, path, names, name, data)
+
+
+def _with_original(wish: Addition, path: Path, names: list[str]) -> Addition:
+    """Of a bundle of Core AI assets without configs the model that it says it was made of."""
+    bundle = read_bundle(path)
+    if bundle is None:
+        return wish
+    if bundle.type not in BUNDLE_TYPES.values():
+        raise UnsupportedModelError(
+            f"{path} is a bundle of a {bundle.type} model; known are {', '.join(BUNDLE_TYPES.values())}"
+        )
+    return wish if wish.original or INDEX in names else replace(wish, original=bundle.original)
 
 
 def _add_whole(wish: Addition, path: Path, names: list[str], name: str, data: DataFolder) -> Path:
     """A folder that is laid out as the store's are."""
     if INDEX not in names:
         raise BadInputError(
-            f"{path} is no model: it has no {INDEX}, and no Core ML models that are named as Apple's are"
+            f"{path} is no model: it has no {INDEX}, and no converted models that are named as Apple's are"
         )
     if wish.variant is not None:
         raise BadInputError(f"--variant {wish.variant}: {path} is taken in as it is; leave it out")
@@ -114,7 +128,7 @@ def _add_apples(wish: Addition, path: Path, names: list[str], name: str, data: D
     the_one = None if says else above or wish.variant
     if not says and the_one is None:
         raise BadInputError(f"{path} does not say which attention its models have; say --variant {', '.join(VARIANTS)}")
-    form: Form = "packages" if any(".mlpackage/" in each for each in names) else "compiled"
+    form: Form = "packages" if any(f"{each}/" in name for each in (PACKAGE, ASSET) for name in names) else "compiled"
     prefix = f"{the_one}/" if the_one else ""
     prefixed = [f"{prefix}{each}" for each in names]
     first = choose_files(str(path), prefixed, wish.variant, form, "original")
@@ -152,20 +166,21 @@ def _begun(data: DataFolder, name: str) -> Iterator[Path]:
 
 def _put_small_files(wish: Addition, path: Path, names: list[str], folder: Path) -> dict[str, FileRecord]:
     """The small files: the folder's own, or those of the original, which is a folder or a repository."""
-    if wish.original is None:
+    original = wish.original
+    if original is None:
         if INDEX not in names:
             raise BadInputError(
-                f"{path} holds Core ML models without tokenizer, scheduler and configs; say with --original which "
+                f"{path} holds converted models without tokenizer, scheduler and configs; say with --original which "
                 "model they were made of: a folder in diffusers' layout, or OWNER/NAME on the Hub"
             )
         return _copy(path, {each: PurePosixPath(each) for each in small_files(names)}, folder)
-    local = Path(wish.original).expanduser()
+    local = Path(original).expanduser()
     if (local / INDEX).is_file():
         own = [file.relative_to(local).as_posix() for file in local.rglob("*") if file.is_file()]
         return _copy(local, {each: PurePosixPath(each) for each in small_files(own)}, folder)
-    if local.exists() or not REPOSITORY.fullmatch(wish.original):
-        raise BadInputError(f"--original {wish.original} is no folder in diffusers' layout, and no OWNER/NAME")
-    return fetch(wanted_small(list_files(wish.original, None)), folder, lambda _: None)
+    if local.exists() or not REPOSITORY.fullmatch(original):
+        raise BadInputError(f"--original {original} is no folder in diffusers' layout, and no OWNER/NAME")
+    return fetch(wanted_small(list_files(original, None)), folder, lambda _: None)
 
 
 def _copy(path: Path, files: Mapping[str, PurePosixPath], folder: Path) -> dict[str, FileRecord]:

@@ -7,23 +7,27 @@ rendering needs; so a folder with a missing stage or half of a chunked UNet is r
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from renderkiln.schema.errors import ModelLoadError, UnsupportedModelError
+from renderkiln.schema.errors import ModelLoadError, UnsupportedModelError, WorkerUnavailableError
 
-from ..engine.coreml.interface import check_manifest
+from ..engine.converted.interface import check_manifest
 from ..engine.files import read_json
 from ..needs import say_what_is_missing
 from ..runtimes import manifest as manifests
 from ..runtimes.base import TensorInfo
 from ..runtimes.compiled import Compiled, describe_compiled
+from ..runtimes.coreai.asset import Asset
+from ..runtimes.coreai.description import bits_per_weight, choose, describe_functions, merge, sizes_of
+from ..runtimes.coreai.library import why_not
 from ..runtimes.manifest import Manifest, PackageInfo, StageInfo
 from ..runtimes.mlpackage import Package
-from .apple import COMPILED, PACKAGE, part_of
+from ..runtimes.model_files import ModelFiles
+from .apple import ASSET, COMPILED, PACKAGE, part_of
 from .hub import INDEX
-from .layout import Variant
+from .layout import COREAI, Variant
 
 _HAS_ATTENTION = ("unet", "control-unet")
 
@@ -50,7 +54,7 @@ def adopt(folder: Path, small_files: Path, *, model: str, revision: str | None, 
             stage=stage,
             packages=tuple(info for info, _ in described),
             bits=min(bits) if bits else None,
-            attention=variant if stage in _HAS_ATTENTION else None,
+            attention=variant if stage in _HAS_ATTENTION and variant != COREAI else None,
         )
     scale = pixels_per_latent(small_files)
     manifest = Manifest(
@@ -68,12 +72,16 @@ def adopt(folder: Path, small_files: Path, *, model: str, revision: str | None, 
 
 
 def say_what_reading_needs(files: Iterable[str]) -> None:
-    """Raises WorkerUnavailableError where files lie in packages, whose specs cannot be read without coremltools.
+    """Raises WorkerUnavailableError where files lie in packages or assets that cannot be read without Apple's library.
 
     Asked before gigabytes are fetched or copied.
     """
+    files = list(files)
     if any(f"{PACKAGE}/" in each for each in files):
         say_what_is_missing("taking in Core ML packages", ("coremltools", "numpy", "torch"), "worker,coreml")
+    lacking = why_not() if any(f"{ASSET}/" in each for each in files) else None
+    if lacking is not None:
+        raise WorkerUnavailableError(f"taking in models for Core AI {lacking}")
 
 
 def check_specs(folder: Path, small_files: Path) -> None:
@@ -85,8 +93,8 @@ def check_specs(folder: Path, small_files: Path) -> None:
     manifest = manifests.read(folder)
     for stage in manifest.stages.values():
         for info in stage.packages:
-            inputs, outputs, _ = _interface(manifests.open_model(folder / info.file))
-            manifests.compare_interface(folder / info.file, info, inputs, outputs)
+            found = _described(manifests.open_model(folder / info.file), info.functions)
+            manifests.compare_interface(folder / info.file, info, found.inputs, found.outputs)
     check_manifest(manifest, pixels_per_latent(small_files))
 
 
@@ -117,7 +125,7 @@ def _stages(folder: Path) -> dict[str, list[str]]:
             raise ModelLoadError(f"{folder} holds {part.stage} twice: {before} and {path.name}; keep one of them")
     if not parts:
         raise ModelLoadError(
-            f"{folder} holds no Core ML models ({PACKAGE} or {COMPILED}) that are named as Apple's are"
+            f"{folder} holds no models ({PACKAGE}, {COMPILED} or {ASSET}) that are named as Apple's are"
         )
     return {stage: _chunks(folder, stage, found) for stage, found in parts.items()}
 
@@ -131,25 +139,52 @@ def _chunks(folder: Path, stage: str, found: Mapping[int, str]) -> list[str]:
     return [found[0]] if 0 in found else [found[1], found[2]]
 
 
+class _Described(NamedTuple):
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[TensorInfo, ...]
+    #: Bits per weight, where it says.
+    bits: float | None = None
+    functions: tuple[str, ...] = ()
+
+
 def _describe(path: Path) -> tuple[PackageInfo, float | None]:
     """What a package holds, and its bits per weight where it says."""
     opened = manifests.open_model(path)
-    inputs, outputs, bits = _interface(opened)
-    if not inputs or not outputs:
+    found = _described(opened)
+    if not found.inputs or not found.outputs:
         raise ModelLoadError(f"{path} does not say what it takes and gives")
-    info = PackageInfo(file=path.name, size_bytes=opened.size, sha256=opened.sha256(), inputs=inputs, outputs=outputs)
-    return info, bits
+    info = PackageInfo(
+        file=path.name,
+        size_bytes=opened.size,
+        sha256=opened.sha256(),
+        inputs=found.inputs,
+        outputs=found.outputs,
+        functions=found.functions,
+    )
+    return info, found.bits
 
 
-def _interface(opened: Package | Compiled) -> tuple[tuple[TensorInfo, ...], tuple[TensorInfo, ...], float | None]:
+def _described(opened: ModelFiles, functions: Sequence[str] = ()) -> _Described:
+    """What a model says of itself.
+
+    Args:
+        functions: those to look at of a Core AI asset; all that rendering uses unless told.
+    """
     if isinstance(opened, Compiled):
         said = describe_compiled(opened.path)
-        return said.inputs, said.outputs, said.bits
+        return _Described(said.inputs, said.outputs, said.bits)
+    if isinstance(opened, Asset):
+        opened.check_hash()
+        there = describe_functions(opened.path)
+        names = choose(opened.path, there, functions or sizes_of(there))
+        interface = merge([there[name] for name in names])
+        return _Described(interface.inputs, interface.outputs, bits_per_weight(opened.path), names)
     from ..runtimes.reference.interface import features
 
+    assert isinstance(opened, Package)
     description = opened.read_spec().description
-    inputs, outputs = features(description.input, "input"), features(description.output, "output")
-    return tuple(each.info for each in inputs.values()), tuple(each.info for each in outputs.values()), None
+    takes, gives = features(description.input, "input"), features(description.output, "output")
+    return _Described(tuple(each.info for each in takes.values()), tuple(each.info for each in gives.values()))
 
 
 def _sizes(folder: Path, stages: Mapping[str, StageInfo], scale: int) -> tuple[tuple[int, int], ...]:

@@ -1,4 +1,7 @@
-"""Apple's layout of converted models: what its files and folders are called, and what its repositories were made of."""
+"""Apple's layouts of converted models, for Core ML and for Core AI.
+
+What files and folders are called in them, and what Apple's repositories were made of.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,11 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ..runtimes.naming import PROJECTION, controlnet_stage, safe_name
+from ..runtimes.coreai.asset import SUFFIX as ASSET_SUFFIX
+from ..runtimes.naming import XCODE_NAMES, controlnet_stage, safe_name
 from .layout import VARIANTS, Variant
 
-PACKAGE, COMPILED = ".mlpackage", ".mlmodelc"
+PACKAGE, COMPILED, ASSET = ".mlpackage", ".mlmodelc", ASSET_SUFFIX
 #: Whose small files go with Apple's repositories, which have none.
 ORIGINALS: Mapping[str, str] = {
     "apple/coreml-stable-diffusion-v1-4": "CompVis/stable-diffusion-v1-4",
@@ -25,16 +29,7 @@ ORIGINALS: Mapping[str, str] = {
     "apple/coreml-stable-diffusion-xl-base-with-refiner": "stabilityai/stable-diffusion-xl-base-1.0",
 }
 #: By what Xcode's names are in small letters.
-_COMPILED_STAGES = {
-    "textencoder": "text_encoder",
-    "textencoder2": "text_encoder_2",
-    "unet": "unet",
-    "controlledunet": "control-unet",
-    "vaedecoder": "vae_decoder",
-    "vaeencoder": "vae_encoder",
-    "safetychecker": "safety_checker",
-    "multilingualtextencoderprojection": PROJECTION,
-}
+_COMPILED_STAGES = {name.casefold(): stage for stage, name in XCODE_NAMES.items()}
 _PACKAGE_STAGES = tuple(_COMPILED_STAGES.values())
 _CHUNK = re.compile(r"(.*?)_?chunk([12])", re.IGNORECASE)
 _CONTROLNET = "ControlNet_"
@@ -57,7 +52,7 @@ def part_of(file: str, *, in_controlnet_folder: bool = False) -> Part | None:
         in_controlnet_folder: whether that folder is `controlnet/`, where Apple's compiled ControlNets lie.
     """
     stem, dot, suffix = file.rpartition(".")
-    if f"{dot}{suffix}" not in (PACKAGE, COMPILED):
+    if f"{dot}{suffix}" not in (PACKAGE, COMPILED, ASSET):
         return None
     if in_controlnet_folder or stem.startswith(_CONTROLNET):
         return Part(controlnet_stage(stem.removeprefix(_CONTROLNET)))

@@ -13,9 +13,13 @@ from renderkiln.schema.errors import ModelLoadError
 
 from ..runtimes import manifest
 
-#: How the attention of a converted UNet is written, as manifests and folders name it.
-Variant = Literal["original", "split-einsum", "split-einsum-v2"]
+#: How the attention of a UNet is written that was converted to Core ML, as manifests and folders name it.
+CoreMLVariant = Literal["original", "split-einsum", "split-einsum-v2"]
+#: Those, and Core AI's only one.
+Variant = Literal["original", "split-einsum", "split-einsum-v2", "coreai"]
+COREML_VARIANTS: tuple[CoreMLVariant, ...] = get_args(CoreMLVariant)
 VARIANTS: tuple[Variant, ...] = get_args(Variant)
+COREAI: Literal["coreai"] = "coreai"
 
 
 def variants(folder: Path) -> dict[str, Path]:

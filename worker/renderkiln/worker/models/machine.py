@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 
 from renderkiln.home.machine import read_machine
 
-from .layout import Variant
+from .layout import CoreMLVariant
 
 #: From so many performance cores on (the Max and Ultra chips) the GPU is faster than the Neural Engine.
 _MANY_CORES = 8
@@ -31,7 +31,7 @@ class Chip:
 class Advice(NamedTuple):
     """What suits a machine."""
 
-    variant: Variant
+    variant: CoreMLVariant
     compute_unit: Literal["cpu_and_gpu", "cpu_and_ne"]
 
 

@@ -10,19 +10,20 @@ from typing import Literal
 from renderkiln.schema.errors import BadInputError, UnsupportedModelError
 
 from ..runtimes.manifest import FILE_NAME as MANIFEST
-from .apple import COMPILED, PACKAGE, Part, file_name, part_of, variant_of
+from .apple import ASSET, COMPILED, PACKAGE, Part, file_name, part_of, variant_of
 from .hub import COMPONENTS, INDEX, safe_path, small_files, weights_of
-from .layout import VARIANTS, Variant
+from .layout import COREAI, VARIANTS, Variant
 
 Form = Literal["packages", "compiled"]
 #: What a repository is: one in Apple's layout, one that `renderkiln convert` wrote, or one in diffusers' layout.
 Kind = Literal["apple", "converted", "diffusers"]
-_SUFFIXES: Mapping[Form, str] = {"packages": PACKAGE, "compiled": COMPILED}
+_SUFFIXES: Mapping[Form, tuple[str, ...]] = {"packages": (PACKAGE, ASSET), "compiled": (COMPILED,)}
 #: What does instead of a variant, best first.
 _INSTEAD: Mapping[Variant, tuple[Variant, ...]] = {
-    "original": ("original", "split-einsum", "split-einsum-v2"),
-    "split-einsum": ("split-einsum", "split-einsum-v2", "original"),
-    "split-einsum-v2": ("split-einsum-v2", "split-einsum", "original"),
+    "original": ("original", "split-einsum", "split-einsum-v2", "coreai"),
+    "split-einsum": ("split-einsum", "split-einsum-v2", "original", "coreai"),
+    "split-einsum-v2": ("split-einsum-v2", "split-einsum", "original", "coreai"),
+    "coreai": ("coreai", "original", "split-einsum", "split-einsum-v2"),
 }
 
 
@@ -54,7 +55,9 @@ class Found:
 
     @property
     def variant(self) -> Variant | None:
-        """What the folders above it are called."""
+        """What the folders above it are called; of Core AI there is one."""
+        if self.name.endswith(ASSET):
+            return COREAI
         return next((found for found in map(variant_of, reversed(self.folder.parts)) if found), None)
 
 
@@ -111,7 +114,7 @@ def _apple(
     form: Form,
     best: Variant,
 ) -> Choice:
-    found = {path: each for path, each in found.items() if path.suffix == _SUFFIXES[form]}
+    found = {path: each for path, each in found.items() if path.suffix in _SUFFIXES[form]}
     if not found:
         other = "compiled" if form == "packages" else "packages"
         raise BadInputError(f"--format {form}: {repository} has {other} only; say --format {other}")

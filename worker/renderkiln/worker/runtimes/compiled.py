@@ -6,7 +6,6 @@ everything here treats the folder as a stranger's.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Mapping
@@ -20,6 +19,7 @@ from renderkiln.home.json_files import read_small
 from renderkiln.schema.errors import ModelLoadError
 
 from .base import TensorInfo
+from .model_files import ModelFiles, files_inside
 
 SUFFIX = ".mlmodelc"
 #: Every compiled model has one of these: the data that Core ML opens first.
@@ -27,35 +27,14 @@ _ENTRIES = ("coremldata.bin", "model.mil")
 _METADATA = "metadata.json"
 #: Some hundred kilobytes are the most that was seen.
 _METADATA_LIMIT = 8 << 20
-_CHUNK = 1 << 20
 _DTYPES = {"Float16": "float16", "Float32": "float32", "Int32": "int32"}
 _PALETTIZED = re.compile(r"Palettized \((\d+) bits\)")
 _FLOAT = re.compile(r"Float(16|32)")
 
 
 @dataclass(frozen=True)
-class Compiled:
+class Compiled(ModelFiles):
     """One `.mlmodelc` folder."""
-
-    path: Path
-    #: Every file below it, sorted.
-    files: tuple[PurePosixPath, ...]
-
-    @property
-    def size(self) -> int:
-        """Bytes of all its files together."""
-        return sum((self.path / name).stat().st_size for name in self.files)
-
-    def sha256(self) -> str:
-        """A digest of all its files with their names; reads all of them."""
-        digest = hashlib.sha256()
-        for name in self.files:
-            path = self.path / name
-            digest.update(f"{name}\0{path.stat().st_size}\0".encode())
-            with path.open("rb") as file:
-                while chunk := file.read(_CHUNK):
-                    digest.update(chunk)
-        return digest.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -74,19 +53,10 @@ def open_compiled(path: Path) -> Compiled:
     Raises:
         ModelLoadError: it is no folder, no compiled model, or a link in it leads outside of it.
     """
-    if not path.is_dir():
-        what = "is a file, not a folder" if path.exists() else "does not exist"
-        raise ModelLoadError(f"{path} {what}; a compiled Core ML model is a folder")
-    root = path.resolve()
-    files = []
-    for file in path.rglob("*"):
-        if file.is_symlink() and not file.resolve().is_relative_to(root):
-            raise ModelLoadError(f"{path}: {file.relative_to(path)} is a link that leads outside of the model")
-        if file.is_file():
-            files.append(PurePosixPath(file.relative_to(path).as_posix()))
+    files = files_inside(path, "a compiled Core ML model")
     if not any(PurePosixPath(entry) in files for entry in _ENTRIES):
         raise ModelLoadError(f"{path} is not a compiled Core ML model: it has none of {', '.join(_ENTRIES)}")
-    return Compiled(path=path, files=tuple(sorted(files)))
+    return Compiled(path=path, files=files)
 
 
 def describe_compiled(path: Path) -> Description:

@@ -9,7 +9,7 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Literal
@@ -21,8 +21,11 @@ from renderkiln.schema.errors import ModelLoadError
 
 from .base import TensorInfo
 from .compiled import SUFFIX as COMPILED_SUFFIX
-from .compiled import Compiled, open_compiled
-from .mlpackage import Package, open_package
+from .compiled import open_compiled
+from .coreai.asset import SUFFIX as ASSET_SUFFIX
+from .coreai.asset import open_asset
+from .mlpackage import open_package
+from .model_files import ModelFiles
 
 FILE_NAME = "manifest.json"
 #: Beside it, a picture of one step that was drawn when the model was converted; see `engine/self_test.py`.
@@ -30,7 +33,7 @@ SELF_TEST = "self-test.png"
 SCHEMA_VERSION: Literal[1] = 1
 #: A manifest of ours is some tens of kilobytes; a bigger file is somebody else's.
 _LIMIT = 8 << 20
-_SAFE_NAME = re.compile(r"[A-Za-z0-9._-]+\.(mlpackage|mlmodelc)")
+_SAFE_NAME = re.compile(r"[A-Za-z0-9._-]+\.(mlpackage|mlmodelc|aimodel)")
 
 
 class _Record(BaseModel):
@@ -62,21 +65,23 @@ class CheckReport(_Record):
 
 
 class PackageInfo(_Record):
-    """One `.mlpackage` folder, or a `.mlmodelc` folder: one that is compiled already."""
+    """One `.mlpackage` folder, a `.mlmodelc` folder, which is compiled already, or an `.aimodel` folder of Core AI."""
 
     #: Its name in the folder of the manifest.
     file: str
     size_bytes: int = Field(ge=0)
-    #: Of what is in it, as `mlpackage.Package.sha256` and `compiled.Compiled.sha256` take it.
+    #: Of what is in it, as `ModelFiles.sha256` takes it.
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[TensorInfo, ...]
+    #: Of a Core AI asset: the functions to use, one for each size, the default size's first; empty: `main`.
+    functions: tuple[str, ...] = ()
 
     @field_validator("file")
     @classmethod
     def _is_a_plain_name(cls, name: str) -> str:
         if not _SAFE_NAME.fullmatch(name) or name.startswith("."):
-            raise ValueError("a package's file must be a plain name that ends in .mlpackage or .mlmodelc")
+            raise ValueError("a package's file must be a plain name that ends in .mlpackage, .mlmodelc or .aimodel")
         return name
 
 
@@ -111,7 +116,7 @@ class Manifest(_Record):
     #: model_index.json's `_class_name`.
     pipeline: str
     family: Literal["sd", "sdxl"]
-    #: The attention that the UNet was converted with.
+    #: The attention that the UNet was converted with, or `coreai`.
     variant: str
     #: Width and height in pixels, the default size first.
     sizes: tuple[tuple[int, int], ...] = Field(min_length=1)
@@ -199,9 +204,10 @@ def compare(info: PackageInfo, folder: Path, *, digests: bool) -> str | None:
     return None
 
 
-def open_model(path: Path) -> Package | Compiled:
-    """A package or a compiled model, by its name; nothing of it is loaded. Raises ModelLoadError."""
-    return open_compiled(path) if path.suffix == COMPILED_SUFFIX else open_package(path)
+def open_model(path: Path) -> ModelFiles:
+    """A package, a compiled model or an asset, by its name; nothing of it is loaded. Raises ModelLoadError."""
+    openers: Mapping[str, Callable[[Path], ModelFiles]] = {COMPILED_SUFFIX: open_compiled, ASSET_SUFFIX: open_asset}
+    return openers.get(path.suffix, open_package)(path)
 
 
 def compare_interface(

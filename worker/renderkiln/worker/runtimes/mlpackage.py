@@ -7,7 +7,6 @@ lead outside of it, and what is missing or does not parse is a `ModelLoadError`.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 from collections.abc import Iterator
@@ -17,33 +16,35 @@ from typing import Any
 
 from renderkiln.schema.errors import ModelLoadError
 
+from .model_files import ModelFiles
+
 #: How a spec names the folder that the spec itself lies in.
 MODEL_PATH = "@model_path/"
-_CHUNK = 1 << 20
 #: A manifest is a few hundred bytes; a bigger one is not read.
 _MANIFEST_LIMIT = 1 << 20
 
 
 @dataclass(frozen=True)
-class Package:
-    """One `.mlpackage` folder whose manifest has been read."""
+class Package(ModelFiles):
+    """One `.mlpackage` folder whose manifest has been read.
 
-    path: Path
+    Its files are those of every item, relative to the folder `Data/`. Manifest.json is none of them: it only lists the
+    items, under identifiers that are drawn anew at each save.
+    """
+
     #: The spec, `model.mlmodel`.
     spec_path: Path
-    #: Every file of every item, sorted, relative to the folder `Data/`.
-    files: tuple[PurePosixPath, ...]
 
     @property
-    def size(self) -> int:
-        """Bytes of all its items together."""
-        return sum((self.path / "Data" / name).stat().st_size for name in self.files)
+    def base(self) -> Path:
+        """See `ModelFiles.base`."""
+        return self.path / "Data"
 
     @property
     def weight_files(self) -> tuple[Path, ...]:
         """The files that hold constants: all that is not the spec and lies in its `weights` folder."""
         folder = self.spec_path.parent / "weights"
-        paths = (self.path / "Data" / name for name in self.files)
+        paths = (self.base / name for name in self.files)
         return tuple(path for path in paths if folder in path.parents)
 
     def read_spec(self) -> Any:
@@ -63,20 +64,6 @@ class Package:
         if not name.startswith(MODEL_PATH):
             raise ModelLoadError(f"{self.path}: weights are named {name!r}, which is not below {MODEL_PATH}")
         return _inside(self.path, self.spec_path.parent, name.removeprefix(MODEL_PATH))
-
-    def sha256(self) -> str:
-        """A digest over what the items are called and hold, in hex.
-
-        Manifest.json does not enter: it only lists the items, under identifiers that are drawn anew at each save.
-        """
-        digest = hashlib.sha256()
-        for name in self.files:
-            path = self.path / "Data" / name
-            digest.update(f"{name}\0{path.stat().st_size}\0".encode())
-            with path.open("rb") as file:
-                while chunk := file.read(_CHUNK):
-                    digest.update(chunk)
-        return digest.hexdigest()
 
 
 def open_package(path: Path) -> Package:

@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
 _CONTROLNET = "controlnet-"
 #: The stage that takes the vectors of macOS's multilingual text encoder to a UNet's embeddings.
 PROJECTION = "multilingual_projection"
+
+#: What Apple's tools call a stage's file: Xcode's compiled models, and Core AI's assets.
+XCODE_NAMES: Mapping[str, str] = {
+    "text_encoder": "TextEncoder",
+    "text_encoder_2": "TextEncoder2",
+    "unet": "Unet",
+    "control-unet": "ControlledUnet",
+    "vae_decoder": "VAEDecoder",
+    "vae_encoder": "VAEEncoder",
+    "safety_checker": "SafetyChecker",
+    PROJECTION: "MultilingualTextEncoderProjection",
+}
 
 
 def safe_name(name: str) -> str:

@@ -8,8 +8,10 @@ from typing import Protocol
 from renderkiln.home.folder import DataFolder
 from renderkiln.schema.errors import ModelLoadError
 
+from .apple.system import ComputeUnit as AppleUnit
 from .base import ComputeUnit, Runtime
 from .chain import Chain
+from .coreai.asset import SUFFIX as ASSET_SUFFIX
 from .manifest import PackageInfo, StageInfo, compare_interface
 
 
@@ -36,17 +38,28 @@ def open_stage(folder: Path, stage: StageInfo, open_package: OpenPackage) -> Run
 
 def package_opener(unit: ComputeUnit, data: DataFolder) -> OpenPackage:
     """What loads packages for a compute unit. `data`: the folder that compiled packages are kept in."""
-    if unit == "reference":
-        return _reference_package
+
+    def open_package(path: Path, info: PackageInfo) -> Runtime:
+        if path.suffix == ASSET_SUFFIX:
+            from .coreai.runtime import CoreAIRuntime
+
+            return CoreAIRuntime.load(path, compute_unit=unit, functions=info.functions)
+        return core_ml(path, info)
+
+    core_ml = _reference_package if unit == "reference" else _on_core_ml(unit, data)
+    return open_package
+
+
+def _on_core_ml(unit: AppleUnit, data: DataFolder) -> OpenPackage:
     from .apple.cache import FOLDER, CompileCache
     from .apple.runtime import AppleRuntime
 
     cache = CompileCache(data.root / FOLDER)
 
-    def on_core_ml(path: Path, info: PackageInfo) -> Runtime:
+    def open_package(path: Path, info: PackageInfo) -> Runtime:
         return AppleRuntime.load(path, info, compute_unit=unit, cache=cache)
 
-    return on_core_ml
+    return open_package
 
 
 def _reference_package(path: Path, info: PackageInfo) -> Runtime:

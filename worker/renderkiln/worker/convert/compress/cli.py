@@ -57,7 +57,7 @@ def compress(
     _check_exists(source)
     if nbits is None and recipe is None:
         raise BadInputError("how small? Give --nbits or --recipe; `renderkiln recipe` makes a recipe for a size")
-    say_what_is_missing("compressing", CONVERTING, "worker,coreml")
+    say_what_is_missing("compressing", *CONVERTING["coreml"])
     from rich.console import Console
 
     from ..ending import signals_as_ctrl_c
@@ -124,7 +124,7 @@ def recipe(
     _check_exists(package)
     if package.is_dir() and package.suffix != ".mlpackage":
         raise BadInputError(f"{package} is a folder; a recipe is made for one package in it, say its UNet")
-    say_what_is_missing("compressing", CONVERTING, "worker,coreml")
+    say_what_is_missing("compressing", *CONVERTING["coreml"])
     from rich.console import Console
 
     from ..ending import signals_as_ctrl_c

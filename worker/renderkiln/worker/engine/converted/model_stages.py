@@ -12,6 +12,7 @@ import torch
 from renderkiln.schema.errors import InvalidSpecError, ModelNotFoundError, did_you_mean
 from renderkiln.schema.spec import RenderSpec
 
+from ...models.choosing import Form
 from ...runtimes import manifest
 from ...runtimes.base import Array
 from ...runtimes.naming import PROJECTION, controlnet_names, controlnet_stage
@@ -19,18 +20,17 @@ from ...runtimes.opening import OpenPackage, open_stage
 from ..base import EngineInfo
 from ..files import read_json
 from .adapters import adapt
-from .interface import check_manifest
+from .interface import check_manifest, unet_dtype
 from .multilingual import SystemText, SystemTextEncoder
 
 
-class CoreMLModelStages:
+class ConvertedModelStages:
     """The stages of a folder of converted models; a `ModelStages`.
 
     Args:
         folder: of the model's small files.
-        converted: of the manifest and the packages; the same folder, or a variant's below it.
+        form: which of the model's forms, and where its manifest and packages are: the same folder, or one below it.
         open_package: loads a package on a runtime.
-        unit: what that runtime computes on, for people.
         system_text: what embeds prompts for a model that was made for the system's text encoder; macOS's unless told.
 
     Raises:
@@ -41,14 +41,15 @@ class CoreMLModelStages:
     device = torch.device("cpu")
 
     def __init__(
-        self, folder: Path, converted: Path, open_package: OpenPackage, unit: str, system_text: SystemText | None = None
+        self, folder: Path, form: Form, open_package: OpenPackage, system_text: SystemText | None = None
     ) -> None:
-        self._folder, self._converted, self._open_package = folder, converted, open_package
+        self._folder, self._converted, self._open_package = folder, form.folder, open_package
         self._system_text = system_text or SystemTextEncoder()
-        self._manifest = manifest.load(converted)
+        self._manifest = manifest.load(form.folder)
         vae = read_json(folder / "vae" / "config.json")
         check_manifest(self._manifest, 2 ** (len(vae.get("block_out_channels", [0])) - 1))
-        self.info = EngineInfo("coreml", unit, "float16", attention_slicing=False, variant=self._manifest.variant)
+        dtype = unet_dtype(self._manifest)
+        self.info = EngineInfo(form.engine, form.unit, dtype, attention_slicing=False, variant=self._manifest.variant)
 
     @property
     def sizes(self) -> tuple[tuple[int, int], ...]:

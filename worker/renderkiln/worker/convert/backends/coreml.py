@@ -1,10 +1,11 @@
-"""Has coremltools turn a traced stage into a `.mlpackage`, with Apple's names and types, and cuts one in two."""
+"""Core ML: has coremltools turn a traced stage into a `.mlpackage`, with Apple's names and types. A `Backend`."""
 
 from __future__ import annotations
 
+import gc
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,50 +13,90 @@ from typing import Any
 import numpy as np
 import torch
 
-from renderkiln.schema.errors import ConversionError
+from renderkiln.schema.errors import ConversionError, ModelLoadError
 
-from ..runtimes.base import TensorInfo
-from ..runtimes.mlpackage import model_proto, open_package
-from ..runtimes.reference.interface import features
-from .compress.coremltools_quietly import quietly, temporary_files_in
-from .plan import StagePlan
+from ...runtimes.base import Runtime, TensorInfo
+from ...runtimes.manifest import PackageInfo
+from ...runtimes.mlpackage import model_proto, open_package
+from ...runtimes.reference import ReferenceRuntime
+from ...runtimes.reference.interface import features
+from ..compress.coremltools_quietly import quietly, temporary_files_in
+from ..compress.layers import find_layers, read_graph
+from ..compress.palettize import palettize
+from ..compress.recipe_file import read_recipe
+from ..plan import StagePlan
+from . import Tell
+from .tensors import DESCRIPTIONS, RESIDUAL, example
 
 model_proto()  # imports coremltools without its advice on standard error
 import coremltools as ct  # noqa: E402
 
 #: A disk with fewer bytes free counts as full.
 _FULL = 16 << 20
-#: What each input and output is, for whoever opens a package in Xcode.
-_DESCRIPTIONS = {
-    "input_ids": "Token ids of a prompt, as floats",
-    "last_hidden_state": "The text encoder's last hidden state",
-    "hidden_embeds": "The text encoder's last hidden state but one",
-    "pooled_outputs": "The embedding of the whole prompt",
-    "sample": "Latents with noise, scaled as the scheduler wants them",
-    "timestep": "The scheduler's timestep, once for each of the batch",
-    "encoder_hidden_states": "The prompt's embeddings, channels before tokens",
-    "time_ids": "Original size, crop and target size, heights before widths",
-    "text_embeds": "The second text encoder's pooled output",
-    "nlcontextualembeddings_output": "What NLContextualEmbedding gives for a prompt",
-    "timestep_cond": "The embedding of the guidance scale",
-    "controlnet_cond": "The picture that guides, in [0, 1]",
-    "noise_pred": "The noise, or velocity, that the model sees in the sample",
-    "z": "Latents, divided by the VAE's scaling factor",
-    "image": "The picture, in [-1, 1]",
-    "x": "A picture, in [-1, 1]",
-    "latent": "Means and log-variances of the latents, before scaling",
-    "clip_input": "The picture, resized and normalised for CLIP",
-    "images": "The pictures, channels last",
-    "adjustment": "Added to the special concepts' scores",
-    "filtered_images": "The pictures, black where something was flagged",
-    "has_nsfw_concepts": "1 where something was flagged",
-    "concept_scores": "Scores of the concepts; above zero is flagged",
-}
+
+
+def write(stage: torch.nn.Module, plan: StagePlan, path: Path, *, model: str, version: str, tell: Tell) -> None:
+    """See `Backend.write`."""
+    tell("tracing")
+    traced = trace(stage, plan)
+    del stage
+    gc.collect()
+    tell("converting")
+    write_package(traced, plan, path, model=model, version=version)
+
+
+def look_whole(plan: StagePlan, path: Path) -> None:
+    """See `Backend.look_whole`."""
+    try:
+        read_graph(open_package(path))
+    except ModelLoadError as error:
+        raise ConversionError(
+            f"{plan.stage}: what was written cannot be read back; is the disk full? ({error})"
+        ) from error
+
+
+def can_compress(path: Path) -> bool:
+    """See `Backend.can_compress`."""
+    return bool(find_layers(read_graph(open_package(path))))
+
+
+def compress(plan: StagePlan, recipe: Path | None, dense: Path, target: Path, tell: Tell) -> float:
+    """See `Backend.compress`: palettes, of one width or of a recipe's."""
+    result = palettize(
+        dense,
+        target,
+        nbits=None if recipe else plan.nbits,
+        recipe=read_recipe(recipe) if recipe else None,
+        progress=lambda _what, done, of: tell("compressing", done, of),
+    )
+    return round(result.bits_per_weight, 2)
+
+
+def cut(plan: StagePlan, whole: Path, targets: tuple[Path, Path]) -> None:
+    """See `Backend.cut`."""
+    bisect(whole, targets, plan.stage)
+
+
+def describe(plan: StagePlan, path: Path) -> PackageInfo:
+    """See `Backend.describe`."""
+    opened = open_package(path)
+    inputs, outputs = read_interface(path)
+    return PackageInfo(file=path.name, size_bytes=opened.size, sha256=opened.sha256(), inputs=inputs, outputs=outputs)
+
+
+def open(plan: StagePlan, path: Path) -> Runtime:
+    """See `Backend.open`."""
+    return ReferenceRuntime.load(path)
+
+
+def checks_in_time(paths: Sequence[Path]) -> bool:
+    """See `Backend.checks_in_time`: the reference runtime is as fast as torch."""
+    return True
 
 
 def trace(stage: torch.nn.Module, plan: StagePlan) -> Any:
     """The stage as TorchScript, traced at its default size."""
-    examples = tuple(_example(tensor) for tensor in plan.inputs)
+    examples = tuple(example(tensor) for tensor in plan.inputs)
     with warnings.catch_warnings(), torch.no_grad():
         # What depends on Python numbers is fixed by tracing: wanted, as a package has the sizes that it has.
         warnings.simplefilter("ignore")
@@ -82,7 +123,7 @@ def write_package(traced: Any, plan: StagePlan, path: Path, *, model: str, versi
         described = [(converted.input_description, each.name) for each in plan.inputs]
         described += [(converted.output_description, name) for name in plan.outputs]
         for descriptions, name in described:
-            descriptions[name] = _DESCRIPTIONS.get(name, "What a ControlNet adds to the UNet")
+            descriptions[name] = DESCRIPTIONS.get(name, RESIDUAL)
         converted.save(str(path))
     open_package(path)
 
@@ -101,13 +142,6 @@ def read_interface(package: Path) -> tuple[tuple[TensorInfo, ...], tuple[TensorI
     description = open_package(package).read_spec().description
     inputs, outputs = features(description.input, "input"), features(description.output, "output")
     return tuple(each.info for each in inputs.values()), tuple(each.info for each in outputs.values())
-
-
-def _example(tensor: TensorInfo) -> torch.Tensor:
-    shape = tensor.shapes[0]
-    if tensor.name == "input_ids":
-        return torch.zeros(shape, dtype=torch.int32)
-    return torch.full(shape, 500.0) if tensor.name == "timestep" else torch.rand(shape)
 
 
 def _input(tensor: TensorInfo) -> Any:

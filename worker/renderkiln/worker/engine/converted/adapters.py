@@ -17,7 +17,7 @@ from renderkiln.schema.errors import ModelLoadError
 from ...runtimes.base import Array, Runtime, TensorInfo
 from ...runtimes.naming import PROJECTION, kind_of
 from ..libraries import diffusers
-from .interface import RESIDUAL, VECTORS
+from .interface import RESIDUAL, VAE_ENCODERS, VECTORS
 
 Tensors = Mapping[str, torch.Tensor]
 
@@ -90,14 +90,18 @@ class _Denoiser:
         given = {
             "sample": sample,
             "timestep": torch.as_tensor(timestep).expand(batch),
-            # (B, S, C) to (B, C, 1, S), as the Neural Engine likes it.
-            "encoder_hidden_states": encoder_hidden_states.transpose(1, 2).unsqueeze(2),
+            "encoder_hidden_states": self._text(encoder_hidden_states),
             **(added_cond_kwargs or {}),
             **others,
         }
         if timestep_cond is not None:
             given["timestep_cond"] = timestep_cond
         return run(self._runtime, given, batch)
+
+    def _text(self, states: torch.Tensor) -> torch.Tensor:
+        """(B, S, C); in Core ML's models as the Neural Engine likes it, (B, C, 1, S)."""
+        is_turned = len(self._runtime.inputs["encoder_hidden_states"].shapes[0]) == 4
+        return states.transpose(1, 2).unsqueeze(2) if is_turned else states
 
 
 class UNet(_Denoiser):
@@ -181,7 +185,8 @@ class VaeEncoder:
         self._runtime = runtime
 
     def encode(self, x: torch.Tensor, return_dict: bool = True) -> Any:
-        moments = run(self._runtime, {"x": x}, len(x))["latent"]
+        [name] = self._runtime.inputs
+        moments = run(self._runtime, {name: x}, len(x))[VAE_ENCODERS[name]]
         latents = diffusers.models.autoencoders.vae.DiagonalGaussianDistribution(moments)
         return diffusers.models.modeling_outputs.AutoencoderKLOutput(latent_dist=latents) if return_dict else (latents,)
 

@@ -35,12 +35,13 @@ _TEXT = {
     "sd": _Kind(("input_ids",), ("last_hidden_state",)),
     "sdxl": _Kind(("input_ids",), ("hidden_embeds", "pooled_outputs")),
 }
+#: Core ML's names of what a VAE encoder takes and gives, and Core AI's.
+VAE_ENCODERS = {"x": "latent", "image": "latent_params"}
 _KINDS = {
     "unet": _Kind(_DENOISER, ("noise_pred",), _SOMETIMES),
     "control-unet": _Kind(_DENOISER, ("noise_pred",), _SOMETIMES, takes_residuals=True),
     "controlnet": _Kind((*_DENOISER, "controlnet_cond"), (), _SOMETIMES, gives_residuals=True),
     "vae_decoder": _Kind(("z",), ("image",)),
-    "vae_encoder": _Kind(("x",), ("latent",)),
     "safety_checker": _Kind(("clip_input", "images", "adjustment"), ("has_nsfw_concepts",)),
     PROJECTION: _Kind((VECTORS,), ("encoder_hidden_states",)),
 }
@@ -78,12 +79,22 @@ def tensors(stage: StageInfo) -> tuple[dict[str, TensorInfo], dict[str, TensorIn
     return interface((_named(package.inputs), _named(package.outputs)) for package in stage.packages)
 
 
+def unet_dtype(manifest: Manifest) -> str:
+    """What a model's UNet computes in, as far as its inputs tell."""
+    stage = manifest.stages.get("unet") or manifest.stages["control-unet"]
+    return tensors(stage)[0]["sample"].dtype
+
+
 def _check_stage(manifest: Manifest, name: str, stage: StageInfo) -> None:
     is_text = name in ("text_encoder", "text_encoder_2")
-    kind = _TEXT[manifest.family] if is_text else _KINDS.get(kind_of(name))
+    takes, gives = tensors(stage)
+    if name == "vae_encoder":
+        taken = "image" if "image" in takes else "x"
+        kind: _Kind | None = _Kind((taken,), (VAE_ENCODERS[taken],))
+    else:
+        kind = _TEXT[manifest.family] if is_text else _KINDS.get(kind_of(name))
     if kind is None:
         return  # a stage that rendering does not use
-    takes, gives = tensors(stage)
     for each in takes:
         if each not in (*kind.takes, *kind.may_take) and not (kind.takes_residuals and _RESIDUALS.fullmatch(each)):
             raise ModelLoadError(
@@ -115,7 +126,8 @@ def _check_tokens(manifest: Manifest, name: str, stage: StageInfo) -> None:
     encoder = PROJECTION if PROJECTION in manifest.stages else "text_encoder"
     takes, _ = tensors(manifest.stages[encoder])
     given = next(iter(takes.values())).shapes[0][1]
-    taken = tensors(stage)[0]["encoder_hidden_states"].shapes[0][-1]
+    text = tensors(stage)[0]["encoder_hidden_states"].shapes[0]
+    taken = text[1] if len(text) == 3 else text[-1]
     if given != taken:
         raise ModelLoadError(
             f"{name} of {manifest.model} reads {taken} tokens, and its {encoder} has {given}: convert the model again"
