@@ -31,6 +31,10 @@ def _one_thread() -> Any:
     torch.set_grad_enabled(True)
 
 
+#: In float32, as Core AI's interpreter is some thirty times slower in 16 bits.
+COREAI = {"format": "coreai", "precision": "float32"}
+
+
 class Library:
     """Models in diffusers' layout and, on demand, converted ones, in a folder that all processes share."""
 
@@ -67,6 +71,14 @@ class Library:
                 "unet_batch_one": True,
                 "stages": (*core, "vae_encoder"),
                 "unet": {"nbits": 6, "chunk_unet": True},
+            },
+            "coreai": {**COREAI},
+            "coreai_pictures": {**COREAI, "stages": (*core, "vae_encoder")},
+            "coreai_sizes": {**COREAI, "stages": core, "sizes": ((32, 32), (48, 32))},
+            "coreai_controls": {
+                **COREAI,
+                "stages": ("text_encoder", "control-unet", "controlnet", "vae_decoder", "vae_encoder"),
+                "source": {"controlnets": (str(self.torch("edges")),)},
             },
             "controls": {
                 "stages": ("text_encoder", "control-unet", "controlnet", "vae_decoder", "vae_encoder"),
@@ -117,5 +129,5 @@ def original(library: Library) -> Make:
 
 
 def coreml_engine(folder: Path, data: Path, **wishes: str) -> DiffusersEngine:
-    choice = EngineChoice(Wishes(engine="coreml", **wishes))
+    choice = EngineChoice(Wishes(**{"engine": "coreml", **wishes}))
     return make_engine(choice, lambda _name, _revision: folder, DataFolder(data))

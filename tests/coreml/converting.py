@@ -49,7 +49,7 @@ def convert_model(
             model=found.name,
             pipeline="StableDiffusionXLPipeline" if is_large else "StableDiffusionPipeline",
             family="sdxl" if is_large else "sd",
-            variant=chosen.attention,
+            variant="coreai" if chosen.format == "coreai" else chosen.attention,
             sizes=plan.sizes,
             stages=stages,
             versions={"test": "1"},

@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import coreai_torch
 import torch
 from coreai.authoring import AIModelAsset
 from coreai.runtime import AIModelAssetMetadata
@@ -27,6 +26,11 @@ from ...runtimes.manifest import PackageInfo
 from ..plan import StagePlan
 from . import Tell
 from .tensors import example
+
+with warnings.catch_warnings():
+    # It takes the CPU's build of a torch that it knows, 2.13.0+cpu, for a later one.
+    warnings.filterwarnings("ignore", "coreai-torch has only been validated", UserWarning)
+    import coreai_torch
 
 #: Apple's preset for diffusion models (`4bit` of coreai.diffusion.export): symmetric, a scale for each 32 weights of a
 #: row, and only where there are this many weights.
