@@ -5,6 +5,7 @@ Where a test is about the server itself, it makes its own in its own folder; `ow
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import tempfile
@@ -28,6 +29,16 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # A busy machine is slow now and then: how long an example takes says nothing about the code.
 hypothesis_settings.register_profile("renderkiln", deadline=None)
 hypothesis_settings.load_profile("renderkiln")
+
+
+def pytest_collection_finish() -> None:
+    """Has Python's search for cycles pass over the libraries and tests that have been imported.
+
+    They stay to the end, and there are so many of them that looking through them was a third of the time of converting
+    a tiny model. What tests make is searched as ever.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tests.coreml.conftest import Library, library
 from tests.engine import models as engine_models
 
 from renderkiln.schema.errors import BadInputError, ConversionCheckError
@@ -23,6 +24,7 @@ from renderkiln.worker.runtimes.reference import ReferenceRuntime
 from . import models
 from .conftest import Convert, Converted, plan_of
 
+__all__ = ["library"]
 HALF, SINGLE = 65552, 65568
 
 
@@ -168,7 +170,7 @@ def test_several_sizes_in_several_inputs(tiny: Path, convert: Convert) -> None:
     assert converted.worst > BAR
 
 
-def test_a_lora_is_in_what_is_converted(tiny: Path, tmp_path: Path, convert: Convert) -> None:
+def test_a_lora_is_in_what_is_converted(library: Library, tmp_path: Path, convert: Convert) -> None:
     layer = "mid_block.attentions.0.transformer_blocks.0.attn2.to_v"
     random = torch.Generator().manual_seed(0)
     lora = models.save_lora(
@@ -178,11 +180,11 @@ def test_a_lora_is_in_what_is_converted(tiny: Path, tmp_path: Path, convert: Con
             f"unet.{layer}.lora_B.weight": torch.randn(32, 4, generator=random),
         },
     )
-    plain = convert(tiny / "sd1", "unet")
-    fused = convert(tiny / "sd1", "unet", loras=({"path": lora, "weight": 0.7},))
+    fused = convert(library.torch("tiny"), "unet", loras=({"path": lora, "weight": 0.7},))
     assert fused.worst > BAR
-    inputs = {name: np.ones(shape, np.float16) for name, (_, shape) in interface(plain)[0].items()}
-    results = [ReferenceRuntime.load(each.packages[0]).predict(inputs)["noise_pred"] for each in (plain, fused)]
+    inputs = {name: np.ones(shape, np.float16) for name, (_, shape) in interface(fused)[0].items()}
+    (plain,) = library.converted("tiny").glob("*_unet.mlpackage")
+    results = [ReferenceRuntime.load(each).predict(inputs)["noise_pred"] for each in (plain, *fused.packages)]
     assert psnr(*results) < BAR
 
 

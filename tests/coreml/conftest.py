@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from filelock import FileLock
+from safetensors.torch import save_file
 from tests.engine import models
 from tests.engine.conftest import Renderer
 
@@ -21,6 +22,9 @@ from renderkiln.worker.engine.torch_engine import TorchEngine
 from renderkiln.worker.models.choosing import Wishes
 
 from .converting import convert_model
+
+#: How many values a vector of the system's text encoder has here.
+VECTOR = 12
 
 
 @pytest.fixture(autouse=True)
@@ -84,8 +88,23 @@ class Library:
                 "stages": ("text_encoder", "control-unet", "controlnet", "vae_decoder", "vae_encoder"),
                 "source": {"controlnets": tuple(str(self.torch(each)) for each in ("edges", "depth"))},
             },
+            "multilingual": {"stages": core, "source": {"projection": self.projection}},
         }
-        return self._made(f"{name}.converted", lambda path: convert_model(path, self.torch(model), **options[special]))
+        # Most of what is made of the tiny model in one format differs in its UNet alone.
+        alike = {"": None, "coreai": None}.get(special, "tiny-coreai" if special.startswith("coreai_") else "tiny")
+        like = self.converted(alike) if model == "tiny" and alike is not None else None
+        return self._made(
+            f"{name}.converted", lambda path: convert_model(path, self.torch(model), like=like, **options[special])
+        )
+
+    @property
+    def projection(self) -> Path:
+        """What `multilingual` has between the system's text encoder, whose vectors have 12 values, and its UNet."""
+        random = torch.Generator().manual_seed(0)
+        return self._made(
+            "projection.safetensors",
+            lambda path: save_file({"weight": torch.randn(models.WIDTH, VECTOR, generator=random)}, path),
+        )
 
     def _made(self, name: str, make: Callable[[Path], Any]) -> Path:
         path = self.folder / name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ def convert_model(
     folder: Path,
     model: Path | str,
     *,
+    like: Path | None = None,
     source: dict[str, Any] | None = None,
     unet: dict[str, Any] | None = None,
     **options: Any,
@@ -22,6 +24,7 @@ def convert_model(
     """A folder as `renderkiln convert MODEL -o FOLDER` writes it; stages are not checked unless told.
 
     Args:
+        like: a folder that was made of the same model; stages that would come out the same are copied from there.
         source: keywords of `find_source`.
         unet: options for the UNet alone.
         options: of the conversion.
@@ -29,9 +32,16 @@ def convert_model(
     options = {"check": False, **options}
     found, plan, chosen = plan_of(model, source=source, **options)
     folder.mkdir(parents=True)
+    there = manifest.read(like).stages if like is not None else {}
     stages = {}
     for stage in plan.stages:
         own = unet or {} if stage.stage == "unet" else {}
+        before = there.get(stage.stage)
+        if like is not None and before is not None and before.settings_digest == stage.settings_digest and not own:
+            for package in before.packages:
+                shutil.copytree(like / package.file, folder / package.file)
+            stages[stage.stage] = before
+            continue
         made = convert_here(folder, model, stage.stage, source=source, **{**options, **own}).done
         stages[stage.stage] = manifest.StageInfo(
             stage=stage.stage,

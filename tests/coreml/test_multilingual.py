@@ -12,9 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
 from tests.engine.conftest import Renderer
-from tests.engine.models import WIDTH
 
 from renderkiln.home.folder import DataFolder
 from renderkiln.home.settings import Settings
@@ -27,11 +25,9 @@ from renderkiln.worker.runtimes import manifest as manifests
 from renderkiln.worker.runtimes.apple.system import complaint_about_system
 from renderkiln.worker.supervisor.forms import Forms
 
-from .conftest import Library
-from .converting import convert_model
+from .conftest import VECTOR, Library
 
 pytestmark = pytest.mark.timeout(600)
-VECTOR = 12
 
 
 class Error:
@@ -172,18 +168,10 @@ class Recorder:
         return np.array(letters, np.float32).reshape(-1, VECTOR)
 
 
-@pytest.fixture(scope="module")
-def made(library: Library, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny model, converted for the system's text encoder, whose vectors have 12 values here."""
-    folder = tmp_path_factory.mktemp("multilingual")
-    random = torch.Generator().manual_seed(0)
-    save_file({"weight": torch.randn(WIDTH, VECTOR, generator=random)}, folder / "projection.safetensors")
-    return convert_model(
-        folder / "model",
-        library.torch("tiny"),
-        source={"projection": folder / "projection.safetensors"},
-        stages=("text_encoder", "unet", "vae_decoder"),
-    )
+@pytest.fixture
+def made(library: Library) -> Path:
+    """The tiny model, converted for the system's text encoder."""
+    return library.converted("tiny-multilingual")
 
 
 def renderer(folder: Path, data: Path, system_text: Any = None) -> Renderer:
@@ -218,7 +206,7 @@ def test_the_picture_is_that_of_the_torch_unet_with_these_embeddings(
 
     text = Recorder()
     image = renderer(made, tmp_path, text)(prompt="chat", guidance_scale=5, **MULTILINGUAL)[0]
-    weight = load_file(made.parent / "projection.safetensors")["weight"]
+    weight = load_file(library.projection)["weight"]
 
     def embeddings(prompt: str) -> torch.Tensor:
         padded = torch.zeros(1, 256, VECTOR)
