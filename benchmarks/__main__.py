@@ -11,6 +11,7 @@ NAMES = (
     "whole_system",
     "judge_shapes",
     "convert_sd15",
+    "convert_formats",
     "conversion_matrix",
     "converted_shapes",
     "coreai_shapes",

@@ -25,28 +25,34 @@ STAGES = "text_encoder,unet,vae_decoder,vae_encoder,safety_checker"
 
 
 def main() -> None:
-    if not (MODEL / "safety_checker").is_dir():
-        subprocess.run([sys.executable, "-m", "benchmarks.convert_sd15", "--make", str(MODEL)], check=True)
-    ours, plain = [], []
+    make_model()
+    mine, plain = [], []
     peaks: dict[str, float] = {}
     plain_peak = 0.0
     for _ in range(ROUNDS):
         with tempfile.TemporaryDirectory(dir=DATA) as name:
-            seconds, peaks = _ours(Path(name))
-            ours.append(seconds)
+            seconds, peaks = ours(Path(name))
+            mine.append(seconds)
         with tempfile.TemporaryDirectory(dir=DATA) as name:
             seconds, plain_peak = _plain(Path(name))
             plain.append(seconds)
-        print(f"  round: ours {ours[-1]:.1f} s, plain {plain[-1]:.1f} s", flush=True)
+        print(f"  round: ours {mine[-1]:.1f} s, plain {plain[-1]:.1f} s", flush=True)
     print(machine())
     print(f"tracing and ct.convert, one process: {spread(plain, digits=1)}, peak {plain_peak:.2f} GB")
-    print(f"renderkiln convert --no-check:       {spread(ours, digits=1)}   {ratio(ours, plain)}")
+    print(f"renderkiln convert --no-check:       {spread(mine, digits=1)}   {ratio(mine, plain)}")
     for stage, peak in peaks.items():
         print(f"  peak of {stage:<28} {peak:.2f} GB")
 
 
-def _ours(out: Path) -> tuple[float, dict[str, float]]:
-    command = [sys.executable, "-m", "renderkiln.producer", "convert", str(MODEL), "-o", str(out / "out")]
+def make_model() -> None:
+    """Makes the model where it is not there yet."""
+    if not (MODEL / "safety_checker").is_dir():
+        subprocess.run([sys.executable, "-m", "benchmarks.convert_sd15", "--make", str(MODEL)], check=True)
+
+
+def ours(out: Path, *flags: str) -> tuple[float, dict[str, float]]:
+    """Seconds of a conversion of all stages, without the check, and the peak of each stage's process in GB."""
+    command = [sys.executable, "-m", "renderkiln.producer", "convert", str(MODEL), "-o", str(out / "out"), *flags]
     command += ["--stages", STAGES, "--no-check", "--json"]
     began = time.perf_counter()
     said = subprocess.run(command, check=True, capture_output=True, text=True)
