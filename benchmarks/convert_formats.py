@@ -1,6 +1,6 @@
 """Converting all stages of Stable Diffusion 1.5's geometry to Core AI beside Core ML, without the check, in turn.
 
-    python -m benchmarks.convert_formats [--rounds 2]
+python -m benchmarks.convert_formats [--rounds 2]
 """
 
 from __future__ import annotations

@@ -257,3 +257,23 @@ def test_what_this_machine_would_render_is_held_to_the_sizes_that_it_was_convert
         ask("flat", 512, 512)
     with pytest.raises(InvalidSpecError, match=r"There are: 64 × 64\."):
         ask("nested", 96, 64)
+
+
+def test_an_engine_that_has_nothing_of_a_model_is_refused_where_the_worker_will_be_here(tmp_path: Path) -> None:
+    folder = DataFolder(tmp_path)
+    for name, variants in {"both": ("original", "coreai"), "plain": ()}.items():
+        path = folder.models / name
+        (path / "unet").mkdir(parents=True)
+        (path / "model_index.json").write_text("{}")
+        (path / "unet" / "diffusion_pytorch_model.safetensors").touch()
+        for variant in variants:
+            (path / variant).mkdir()
+            (path / variant / "manifest.json").write_text(json.dumps({"variant": variant, "sizes": [[64, 64]]}))
+    for engine in ("auto", "torch", "coreml", "coreai"):
+        check_needs([], folder, {Need("both"): ""}, local=True, engine=engine)
+        check_needs([], folder, {Need("plain"): ""}, local=False, engine=engine)
+    with pytest.raises(InvalidSpecError, match=r"'plain' has something for torch only.*convert --format coreai"):
+        check_needs([], folder, {Need("plain"): ""}, local=True, engine="coreai")
+    (folder.models / "both" / "unet" / "diffusion_pytorch_model.safetensors").unlink()
+    with pytest.raises(InvalidSpecError, match=r"has something for coreai and coreml only.*weights in diffusers"):
+        check_needs([], folder, {Need("both"): ""}, local=True, engine="torch")

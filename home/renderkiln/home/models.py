@@ -70,6 +70,18 @@ def has_torch_weights(path: Path) -> bool:
     return any((path / "unet").glob("*.safetensors"))
 
 
+def engines_of(path: Path) -> set[str]:
+    """The engines that a model has something for: torch, coreml, coreai. As far as names and manifests tell.
+
+    Args:
+        path: the folder of a model.
+    """
+    found = {"torch"} if has_torch_weights(path) else set()
+    for said in _manifests(path):
+        found.add("coreai" if said.get("variant") == "coreai" else "coreml")
+    return found
+
+
 def fixed_sizes(path: Path) -> set[tuple[int, int]]:
     """The only sizes, (width, height), that a model can be rendered in; empty: any, or it is not known.
 
@@ -78,13 +90,20 @@ def fixed_sizes(path: Path) -> set[tuple[int, int]]:
     """
     if has_torch_weights(path):
         return set()
-    found: set[tuple[int, int]] = set()
-    for file in [*path.glob("manifest.json"), *path.glob("*/manifest.json")]:
-        try:
-            found |= {(int(width), int(height)) for width, height in json.loads(file.read_text("utf-8"))["sizes"]}
-        except (OSError, ValueError, KeyError, TypeError):
-            return set()  # whoever renders it will say what is wrong
-    return found
+    try:
+        return {(int(width), int(height)) for said in _manifests(path) for width, height in said["sizes"]}
+    except (ValueError, KeyError, TypeError):
+        return set()  # whoever renders it will say what is wrong
+
+
+def _manifests(path: Path) -> list[dict[str, Any]]:
+    """What the manifests of a model's converted stages say; none, if one cannot be read."""
+    try:
+        said = [json.loads(file.read_text("utf-8")) for file in path.glob("manifest.json")]
+        said += [json.loads(file.read_text("utf-8")) for file in path.glob("*/manifest.json")]
+    except (OSError, ValueError):
+        return []
+    return [each for each in said if isinstance(each, dict)]
 
 
 def _candidates(folder: DataFolder) -> Iterator[tuple[str, Path, bool]]:

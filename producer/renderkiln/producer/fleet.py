@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from renderkiln.home.controlnets import find_controlnet
 from renderkiln.home.folder import DataFolder
-from renderkiln.home.models import find_model, fixed_sizes
+from renderkiln.home.models import engines_of, find_model, fixed_sizes
 from renderkiln.schema import names
 from renderkiln.schema.errors import BadInputError, InvalidSpecError, ModelNotFoundError, did_you_mean
 from renderkiln.schema.spec import RenderSpec, TextEncoder
@@ -56,7 +56,14 @@ def can_render(worker: WorkerInfo, need: Need) -> bool:
     return has_parts and _has_size(worker, need)
 
 
-def check_needs(workers: Sequence[WorkerInfo], folder: DataFolder, needs: Mapping[Need, str], *, local: bool) -> None:
+def check_needs(
+    workers: Sequence[WorkerInfo],
+    folder: DataFolder,
+    needs: Mapping[Need, str],
+    *,
+    local: bool,
+    engine: str = "auto",
+) -> None:
     """Refuses what nobody can render, as far as can be known here.
 
     Live workers know best. Where none is up, the models of this machine count if the worker will be on this machine
@@ -64,6 +71,7 @@ def check_needs(workers: Sequence[WorkerInfo], folder: DataFolder, needs: Mappin
 
     Args:
         needs: with the place where each is asked for, as the message is to begin; empty: with nothing.
+        engine: what a worker of this machine will render with.
 
     Raises:
         ModelNotFoundError: nobody has the model or a ControlNet; with the nearest names.
@@ -71,18 +79,19 @@ def check_needs(workers: Sequence[WorkerInfo], folder: DataFolder, needs: Mappin
     """
     for need, place in needs.items():
         try:
-            _check(workers, folder, need, local)
+            _check(workers, folder, need, engine if local else None)
         except BadInputError as error:
             if not place:
                 raise
             raise type(error)(f"{place}: {error}") from None
 
 
-def _check(workers: Sequence[WorkerInfo], folder: DataFolder, need: Need, local: bool) -> None:
+def _check(workers: Sequence[WorkerInfo], folder: DataFolder, need: Need, engine: str | None) -> None:
+    """`engine`: of the worker that will be on this machine; None: there will be none."""
     having = [worker for worker in workers if need.model in worker.models]
     if not having:
-        if local:
-            _check_here(folder, need)
+        if engine is not None:
+            _check_here(folder, need, engine)
         elif workers:
             offered = (name for worker in workers for name in worker.models)
             raise ModelNotFoundError(f"model {need.model!r} is on none of {_nobody(len(workers), need.model, offered)}")
@@ -102,8 +111,15 @@ def _check(workers: Sequence[WorkerInfo], folder: DataFolder, need: Need, local:
         )
 
 
-def _check_here(folder: DataFolder, need: Need) -> None:
+def _check_here(folder: DataFolder, need: Need, engine: str) -> None:
     path = find_model(folder, need.model)
+    engines = engines_of(path)
+    if engine != "auto" and engines and engine not in engines:
+        make = "weights in diffusers' layout" if engine == "torch" else f"`renderkiln convert --format {engine}`"
+        raise InvalidSpecError(
+            f"engine {engine}: model {need.model!r} has something for {' and '.join(sorted(engines))} only; this takes "
+            f"{make}. Leave the engine out to render with what there is."
+        )
     if need.text_encoder != "model" and platform.system() != "Darwin":
         raise InvalidSpecError(f"text_encoder: this machine cannot render {need.model!r} {_unread(need)}")
     sizes = fixed_sizes(path)

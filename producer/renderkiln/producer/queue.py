@@ -157,7 +157,8 @@ class RenderQueue:
             needs: as those of `fleet.check_needs`, and so the errors.
             local: a worker will be started on this machine. With the embedded server that is always so.
         """
-        check_needs(live_workers(self.connection), self.folder, needs, local=self._local or local)
+        workers, engine = live_workers(self.connection), self.settings.engine
+        check_needs(workers, self.folder, needs, local=self._local or local, engine=engine)
 
     @property
     def inputs(self) -> InputCarrier:

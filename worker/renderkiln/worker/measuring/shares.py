@@ -27,7 +27,7 @@ def shares_of_form(order: Order, data: DataFolder) -> tuple[Mapping[str, StageSh
 
     Never raises for what Core ML does not tell: pictures were rendered, and that is what counts.
     """
-    if not on_macos() or order.candidate.unit not in COMPUTE_UNITS:
+    if not on_macos() or order.candidate.engine != "coreml" or order.candidate.unit not in COMPUTE_UNITS:
         return {}, ""
     unit, cache = order.candidate.unit, CompileCache(data.root / FOLDER)
     found = {}
