@@ -16,8 +16,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from renderkiln.schema.errors import ModelLoadError, PredictionError
+from renderkiln.worker.runtimes.apple.system import COMPUTE_UNITS, ComputeUnit
 from renderkiln.worker.runtimes.coreai.asset import open_asset
 from renderkiln.worker.runtimes.coreai.description import mean_bits
+from renderkiln.worker.runtimes.coreai.library import on_all_units
 from renderkiln.worker.runtimes.coreai.runtime import CoreAIRuntime
 
 from .conftest import Affine, examples, load, save
@@ -93,6 +95,7 @@ def test_it_can_be_called_from_a_loop_and_from_threads(affine: Path) -> None:
     assert len(found) == 5
 
 
+@pytest.mark.skipif(on_all_units(), reason="macOS 27 keeps what it specializes where it likes")
 def test_what_it_wrote_goes_with_it(affine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     closed, dropped = load(affine), load(affine)
@@ -112,9 +115,17 @@ def test_a_function_that_is_not_there(affine: Path, function: str, hint: str) ->
         load(affine, function)
 
 
+@pytest.mark.skipif(on_all_units(), reason="macOS 27 has them all")
 def test_a_unit_that_this_system_does_not_have(affine: Path) -> None:
     with pytest.raises(ModelLoadError, match="cpu_and_ne from macOS 27"):
         CoreAIRuntime.load(affine, compute_unit="cpu_and_ne")
+
+
+@pytest.mark.skipif(not on_all_units(), reason="Core AI has units from macOS 27 on")
+@pytest.mark.parametrize("unit", COMPUTE_UNITS)
+def test_each_unit_gives_what_torch_gives(affine: Path, unit: ComputeUnit) -> None:
+    found = CoreAIRuntime.load(affine, compute_unit=unit).predict(arrays(3))["y"]
+    np.testing.assert_allclose(found, Affine()(*examples(3))[0].detach().numpy(), atol=1e-2)
 
 
 @pytest.fixture

@@ -111,9 +111,9 @@ def convert(
     }
     if format == "coreai":
         _check_coreai()
-    if format == "coreai" and (bundle_for_swift or multilingual_projection):
-        flag = "--bundle-for-swift" if bundle_for_swift else "--multilingual-projection"
-        raise BadInputError(f"{flag} goes with --format coreml; a folder of Core AI assets is a bundle as it is")
+        if bundle_for_swift or multilingual_projection:
+            flag = "--bundle-for-swift" if bundle_for_swift else "--multilingual-projection"
+            raise BadInputError(f"{flag} goes with --format coreml; a folder of Core AI assets is a bundle as it is")
     make_options(**settings)  # what is wrong is said before anything is fetched
     if sizes and (width or height or latent_h or latent_w):
         raise BadInputError("--sizes and --width or --height both say which size; give one of them")
@@ -171,6 +171,16 @@ def _convert(source: Source, options: ConvertOptions, out: Path, bundle_for_swif
     with signals_as_ctrl_c(left), display.ProgressWatcher(errors) as watcher:
         report = run(source, options, out, watcher)
         bundle = make_bundle(out, report.manifest) if bundle_for_swift else None
+    unchecked = [name for name, info in report.manifest.stages.items() if info.check is None]
+    if unchecked and options.check is None:
+        # Core ML's stages always are.
+        errors.print(
+            f"not checked: {', '.join(unchecked)}. Core AI's interpreter takes hours for stages of this size; "
+            "on macOS 27 they are checked, and --check insists.",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
     if report.no_picture is not None:
         errors.print(f"no self-test picture was drawn: {report.no_picture}", markup=False, highlight=False)
     if as_json:

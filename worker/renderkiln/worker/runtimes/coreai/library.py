@@ -28,13 +28,16 @@ def why_not() -> str | None:
     """What this machine lacks to run Core AI models, as the end of a sentence; None: nothing. Imports nothing."""
     if importlib.util.find_spec("coreai") is not None:
         return None
-    return complaint(
-        sys.version_info[:2], platform.system(), platform.machine(), macos_version() if sys.platform == "darwin" else ()
-    )
+    return why_no_wheel_here() or f"is not installed: {INSTALL}"
 
 
-def complaint(python: tuple[int, ...], system: str, machine: str, macos: tuple[int, ...]) -> str:
-    """Why a machine has no Core AI, and what to do.
+def why_no_wheel_here() -> str | None:
+    """Why there is no `coreai` for this Python on this machine, as the end of a sentence; None: there is."""
+    return why_no_wheel(sys.version_info[:2], platform.system(), platform.machine(), macos_version())
+
+
+def why_no_wheel(python: tuple[int, ...], system: str, machine: str, macos: tuple[int, ...]) -> str | None:
+    """Why there is no `coreai` for a Python on a machine, as the end of a sentence; None: there is.
 
     Args:
         python: its version, such as (3, 11).
@@ -43,11 +46,13 @@ def complaint(python: tuple[int, ...], system: str, machine: str, macos: tuple[i
     """
     if python < (3, 11):
         return f"needs Python 3.11 or later, and this is {'.'.join(map(str, python))}"
-    if system == "Darwin" and (machine != "arm64" or macos < _MACOS_WITH_PACKAGE):
+    if system == "Darwin":
+        if machine == "arm64" and macos >= _MACOS_WITH_PACKAGE:
+            return None
         return f"needs macOS 26 or later on Apple silicon, and this is macOS {'.'.join(map(str, macos))} on {machine}"
-    if system != "Darwin" and (system, machine) != ("Linux", "x86_64"):
+    if (system, machine) != ("Linux", "x86_64"):
         return f"comes for macOS and for Linux on x86_64, and this is {system} on {machine}"
-    return f"is not installed: {INSTALL}"
+    return None
 
 
 def on_all_units() -> bool:
