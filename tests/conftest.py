@@ -21,7 +21,7 @@ from renderkiln.home.folder import DataFolder
 from renderkiln.home.server import EmbeddedServer
 from renderkiln.home.settings import Settings, load
 from renderkiln.producer import RenderQueue
-from renderkiln.worker.runtimes.coreai.library import why_no_wheel_here
+from renderkiln.worker.runtimes.coreai.system import why_no_wheel_here
 
 # Tests run in parallel, and threads that wait for a core that another test has make both slow many times over. Set
 # before anything imports torch, and inherited by the processes that tests start.

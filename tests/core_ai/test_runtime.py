@@ -19,8 +19,8 @@ from renderkiln.schema.errors import ModelLoadError, PredictionError
 from renderkiln.worker.runtimes.apple.system import COMPUTE_UNITS, ComputeUnit
 from renderkiln.worker.runtimes.coreai.asset import open_asset
 from renderkiln.worker.runtimes.coreai.description import mean_bits
-from renderkiln.worker.runtimes.coreai.library import on_all_units
 from renderkiln.worker.runtimes.coreai.runtime import CoreAIRuntime
+from renderkiln.worker.runtimes.coreai.system import on_all_units
 
 from .conftest import Affine, examples, load, save
 

@@ -15,7 +15,7 @@ from renderkiln.worker.models.choosing import Form, System, Wishes, choose
 from renderkiln.worker.models.layout import COREAI, COREML_VARIANTS
 from renderkiln.worker.runtimes import manifest
 from renderkiln.worker.runtimes.base import TensorInfo
-from renderkiln.worker.runtimes.coreai.library import why_no_wheel
+from renderkiln.worker.runtimes.coreai.system import why_no_wheel
 from renderkiln.worker.runtimes.manifest import Manifest, PackageInfo, StageInfo
 
 NOT_HERE = "is not installed: pip install 'renderkiln[worker,coreai]'"

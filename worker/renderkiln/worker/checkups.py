@@ -156,7 +156,7 @@ def _check_model(
 
 
 def _check_coreai() -> Finding:
-    from .runtimes.coreai.library import on_all_units, why_not
+    from .runtimes.coreai.system import on_all_units, why_not
 
     return judge_coreai(why_not(), on_all_units=on_all_units())
 

@@ -132,7 +132,7 @@ def convert(
 
 
 def _check_coreai() -> None:
-    from ..runtimes.coreai.library import why_not
+    from ..runtimes.coreai.system import why_not
 
     lacking = why_not()
     if lacking is not None:

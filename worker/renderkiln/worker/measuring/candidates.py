@@ -12,7 +12,7 @@ from ..models.layout import COREAI, VARIANTS, variants
 from ..models.machine import advice
 from ..runtimes.apple import system
 from ..runtimes.base import ComputeUnit
-from ..runtimes.coreai.library import on_all_units, why_not
+from ..runtimes.coreai.system import on_all_units, why_not
 from .records import Candidate
 
 #: `cpu_only` is for those who ask, and `all` has never beaten the better of these two.

@@ -21,7 +21,7 @@ from ..runtimes.base import TensorInfo
 from ..runtimes.compiled import Compiled, describe_compiled
 from ..runtimes.coreai.asset import Asset
 from ..runtimes.coreai.description import bits_per_weight, choose, describe_functions, merge, sizes_of
-from ..runtimes.coreai.library import why_not
+from ..runtimes.coreai.system import why_not
 from ..runtimes.manifest import Manifest, PackageInfo, StageInfo
 from ..runtimes.mlpackage import Package
 from ..runtimes.model_files import ModelFiles

@@ -12,7 +12,7 @@ from renderkiln.home.models import has_torch_weights
 from renderkiln.schema.errors import ModelLoadError, SettingsError
 
 from ..runtimes.base import ComputeUnit
-from ..runtimes.coreai.library import on_all_units, why_not
+from ..runtimes.coreai.system import on_all_units, why_not
 from .layout import COREAI, COREML_VARIANTS, variants
 from .machine import advice
 

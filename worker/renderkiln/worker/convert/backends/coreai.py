@@ -20,8 +20,8 @@ from renderkiln.schema.errors import ConversionError, ModelLoadError
 from ...runtimes.base import Runtime
 from ...runtimes.coreai.asset import open_asset
 from ...runtimes.coreai.description import bits_per_weight, choose, describe_functions, merge
-from ...runtimes.coreai.library import INSTALL, on_all_units
 from ...runtimes.coreai.runtime import CoreAIRuntime
+from ...runtimes.coreai.system import INSTALL, on_all_units
 from ...runtimes.manifest import PackageInfo
 from ..plan import StagePlan
 from . import Tell

@@ -18,7 +18,8 @@ from renderkiln.schema.errors import ModelLoadError, OutOfMemoryError, Predictio
 from ..base import Array, ComputeUnit, Shape, TensorInfo
 from ..checks import check_inputs
 from .description import Function, choose, describe_functions, dtype_of, merge
-from .library import let_go, on_all_units, runtime, wait_for
+from .library import let_go, runtime, wait_for
+from .system import on_all_units
 
 #: Said by Metal and by allocators where memory ran out.
 _MEMORY = ("insufficient memory", "out of memory", "outofmemory", "bad_alloc", "cannot allocate")
