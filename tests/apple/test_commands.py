@@ -190,7 +190,7 @@ def test_compile_of_what_is_not_there(model: Path) -> None:
     with pytest.raises(BadInputError, match="Did you mean 'small'"):
         run("compile", "smal")
     (model / "manifest.json").unlink()
-    with pytest.raises(ModelLoadError, match="no converted stages"):
+    with pytest.raises(ModelLoadError, match="no stages that are converted to Core ML"):
         run("compile", "small")
 
 

@@ -12,7 +12,7 @@ from renderkiln.home.ledger import Ledger
 from renderkiln.home.settings import Settings
 from renderkiln.schema.errors import LedgerError, ModelLoadError, ModelNotFoundError, SettingsError
 from renderkiln.worker.models import choosing
-from renderkiln.worker.models.choosing import Wishes, pick_form
+from renderkiln.worker.models.choosing import Form, Wishes, pick_form
 from renderkiln.worker.models.machine import Advice
 from renderkiln.worker.protocol import NotReady, Ready, RendererConfig, WarmUp
 from renderkiln.worker.supervisor.child import Renderer
@@ -44,13 +44,13 @@ SMALL_MAC, LARGE_MAC = Advice("split-einsum", "cpu_and_ne"), Advice("original", 
 def test_elsewhere_the_reference_runtime_renders_what_every_system_can(both: Path) -> None:
     form = pick_form(both, Wishes())
     assert form is not None
-    assert form == ("original", both / "original", "reference")
+    assert form == Form("original", both / "original", "reference")
 
 
 @pytest.mark.parametrize("advice", [SMALL_MAC, LARGE_MAC])
 def test_on_a_mac_the_rule_decides(monkeypatch: pytest.MonkeyPatch, both: Path, advice: Advice) -> None:
     as_a_mac(monkeypatch, advice)
-    assert pick_form(both, Wishes()) == (advice.variant, both / advice.variant, advice.compute_unit)
+    assert pick_form(both, Wishes()) == Form(advice.variant, both / advice.variant, advice.compute_unit)
 
 
 def test_the_unit_suits_the_variant_that_is_there(monkeypatch: pytest.MonkeyPatch, library: Library) -> None:
@@ -66,19 +66,19 @@ def test_what_was_measured_goes_before_the_rule_and_wishes_before_both(
 ) -> None:
     as_a_mac(monkeypatch, SMALL_MAC)
     tuned = ("original", "cpu_and_ne")
-    assert pick_form(both, Wishes(), tuned) == ("original", both / "original", "cpu_and_ne")
+    assert pick_form(both, Wishes(), tuned) == Form("original", both / "original", "cpu_and_ne")
     wished = pick_form(both, Wishes(variant="split-einsum", compute_unit="all"), tuned)
-    assert wished == ("split-einsum", both / "split-einsum", "all")
+    assert wished == Form("split-einsum", both / "split-einsum", "all")
     # A variant that was removed since, or a ledger from another system, counts for nothing.
     assert pick_form(both, Wishes(), ("split-einsum-v2", "cpu_only")) == pick_form(both, Wishes())
     monkeypatch.undo()
-    assert pick_form(both, Wishes(), tuned) == ("original", both / "original", "reference")
+    assert pick_form(both, Wishes(), tuned) == Form("original", both / "original", "reference")
 
 
 def test_auto_renders_with_torch_what_has_torchs_weights(library: Library) -> None:
     assert pick_form(library.torch("tiny"), Wishes()) is None
     assert pick_form(library.converted("tiny-core"), Wishes(engine="torch")) is None
-    with pytest.raises(ModelLoadError, match="holds no converted stages"):
+    with pytest.raises(ModelLoadError, match="no stages that are converted to Core ML"):
         pick_form(library.torch("tiny"), Wishes(engine="coreml"))
 
 

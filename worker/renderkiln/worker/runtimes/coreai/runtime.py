@@ -87,22 +87,16 @@ class CoreAIRuntime:
 
     @property
     def inputs(self) -> Mapping[str, TensorInfo]:
-        """What `predict` takes, by name."""
+        """See `Runtime.inputs`: of each size's function, the default size's first."""
         return self._inputs
 
     @property
     def outputs(self) -> Mapping[str, TensorInfo]:
-        """What `predict` gives, by name."""
+        """See `Runtime.outputs`."""
         return self._outputs
 
     def predict(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """Runs the model once: the function whose shapes the inputs have.
-
-        Args:
-            inputs: an array for each of `inputs`, of its dtype and of one of its shapes.
-
-        Returns:
-            An array for each of `outputs`, of its dtype, each with its own memory.
+        """See `Runtime.predict`; runs the function whose shapes the inputs have. Each array has its own memory.
 
         Raises:
             PredictionError: an input is missing, unknown, or does not fit, or their shapes are of different sizes; or
