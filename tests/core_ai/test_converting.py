@@ -12,6 +12,7 @@ import pytest
 import torch
 from tests.convert.conftest import Converted, convert_here
 from tests.coreml.conftest import COREAI
+from tests.engine import models
 
 from renderkiln.schema.errors import BadInputError, ConversionCheckError, ConversionError
 from renderkiln.worker.convert.backends import coreai
@@ -82,12 +83,33 @@ def test_sizes_are_functions_over_the_same_weights(library: Library) -> None:
     assert manifest.load(several).stages["text_encoder"].packages[0].functions == ("main",)
 
 
-def test_a_stage_in_half_precision_is_checked_and_passes(here: Here) -> None:
-    made = here(shapes_path(), "text_encoder", precision="float16", check=True)
+@pytest.mark.parametrize(
+    ("model", "stage"),
+    [("shapes", "text_encoder"), ("tiny", "unet"), ("tiny", "safety_checker"), ("xl", "text_encoder_2")],
+)
+def test_a_stage_in_half_precision_is_checked_and_passes(here: Here, library: Library, model: str, stage: str) -> None:
+    made = here(library.torch(model), stage, precision="float16", check=True)
     assert made.done.bits == 16
     assert made.worst > BAR
     [package] = made.done.packages
-    assert {each.dtype for each in package.outputs} == {"float16"}
+    assert {each.dtype for each in package.inputs} == {"int32" if stage.startswith("text") else "float16"}
+
+
+def test_sdxls_vae_stays_in_float32(here: Here, library: Library) -> None:
+    made = here(library.torch("xl"), "vae_decoder", precision="float16", check=True)
+    assert (made.done.bits, made.done.packages[0].inputs[0].dtype) == (32, "float32")
+    assert made.worst > 100
+
+
+@pytest.mark.parametrize("kind", ["sd2", "lcm", "painter"])
+def test_other_kinds_of_unets(here: Here, tmp_path: Path, kind: str) -> None:
+    unet = {
+        "sd2": {"use_linear_projection": True, "attention_head_dim": [2, 4]},
+        "lcm": {"time_cond_proj_dim": 8},
+        "painter": {"in_channels": 9},
+    }
+    models.save_sd(tmp_path / kind, unet=unet[kind])
+    assert here(tmp_path / kind, "unet", check=True).worst > 100
 
 
 def test_four_bits_are_measured_beside_sixteen(here: Here) -> None:
