@@ -1,22 +1,18 @@
 """The model libraries, imported in the one order in which they keep quiet.
 
 Progress bars and advice on standard error are not for a renderer; what matters in them comes as notes of a
-picture. transformers begins to advise while diffusers imports it, so it is told first. Both import torchao where it is
-installed, as it is with Core AI's converter; that tells of libraries for other machines, and torch of its classes.
+picture. transformers begins to advise while diffusers imports it, so it is told first.
 """
 
 from __future__ import annotations
 
-import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import torch  # noqa: F401 -- before the levels, as it sets its own
+from ..quiet import keep_torchao_quiet
 
-for _name in ("torchao", "torch.utils._pytree"):
-    logging.getLogger(_name).setLevel(logging.ERROR)
-
+keep_torchao_quiet()
 import transformers  # noqa: E402
 
 transformers.utils.logging.set_verbosity_error()

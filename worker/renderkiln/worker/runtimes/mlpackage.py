@@ -16,6 +16,7 @@ from typing import Any
 
 from renderkiln.schema.errors import ModelLoadError
 
+from ..quiet import keep_torchao_quiet
 from .model_files import ModelFiles
 
 #: How a spec names the folder that the spec itself lies in.
@@ -94,6 +95,7 @@ def model_proto() -> Any:
     Raises:
         ModelLoadError: coremltools is not installed.
     """
+    keep_torchao_quiet()
     logger = logging.getLogger("coremltools")
     level = logger.level
     # It tells at each import which of Apple's frameworks it misses and which libraries it has not been tried with.
