@@ -71,15 +71,16 @@ def has_torch_weights(path: Path) -> bool:
 
 
 def engines_of(path: Path) -> set[str]:
-    """The engines that a model has something for: torch, coreml, coreai. As far as names and manifests tell.
+    """The engines that a model has something for: torch, coreml, coreai. Empty: it is not known.
 
     Args:
         path: the folder of a model.
     """
-    found = {"torch"} if has_torch_weights(path) else set()
-    for said in _manifests(path):
-        found.add("coreai" if said.get("variant") == "coreai" else "coreml")
-    return found
+    said = _manifests(path)
+    if said is None:
+        return set()  # whoever renders it will say what is wrong
+    converted = {"coreai" if each.get("variant") == "coreai" else "coreml" for each in said}
+    return converted | ({"torch"} if has_torch_weights(path) else set())
 
 
 def fixed_sizes(path: Path) -> set[tuple[int, int]]:
@@ -91,19 +92,20 @@ def fixed_sizes(path: Path) -> set[tuple[int, int]]:
     if has_torch_weights(path):
         return set()
     try:
-        return {(int(width), int(height)) for said in _manifests(path) for width, height in said["sizes"]}
+        return {(int(width), int(height)) for said in _manifests(path) or () for width, height in said["sizes"]}
     except (ValueError, KeyError, TypeError):
         return set()  # whoever renders it will say what is wrong
 
 
-def _manifests(path: Path) -> list[dict[str, Any]]:
-    """What the manifests of a model's converted stages say; none, if one cannot be read."""
+def _manifests(path: Path) -> list[dict[str, Any]] | None:
+    """What the manifests of a model's converted stages say; None, if one is none."""
     try:
-        said = [json.loads(file.read_text("utf-8")) for file in path.glob("manifest.json")]
-        said += [json.loads(file.read_text("utf-8")) for file in path.glob("*/manifest.json")]
+        said = [
+            json.loads(file.read_text("utf-8")) for file in (*path.glob("manifest.json"), *path.glob("*/manifest.json"))
+        ]
     except (OSError, ValueError):
-        return []
-    return [each for each in said if isinstance(each, dict)]
+        return None
+    return said if all(isinstance(each, dict) for each in said) else None
 
 
 def _candidates(folder: DataFolder) -> Iterator[tuple[str, Path, bool]]:

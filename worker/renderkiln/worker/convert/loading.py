@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ from ..engine.files import find_weights, read_json
 from ..engine.libraries import diffusers, transformers
 from .lora import fuse_lora, read_lora
 from .options import Lora
+from .plan import PROJECTION, StagePlan
 from .source import Source, component_folder
+from .weights import read_header
 
 _CLASSES: dict[str, Any] = {
     "AutoencoderKL": diffusers.AutoencoderKL,
@@ -51,6 +54,47 @@ def load_component(source: Source, component: str, loras: tuple[Lora, ...] = ())
     for lora in loras:
         fuse_lora(read_lora(lora.path), lora.weight, component, module)
     return module.eval().requires_grad_(False)
+
+
+def unused_half(plan: StagePlan) -> tuple[str, ...]:
+    """The parts of a VAE that a stage does without; none, of other components."""
+    halves = {"vae_decoder": ("encoder", "quant_conv"), "vae_encoder": ("decoder", "post_quant_conv")}
+    return halves.get(plan.kind, ())
+
+
+def weights_size(source: Source, plan: StagePlan) -> int:
+    """Bytes of a stage's weights at the precision that they are written in; headers are read, no weights.
+
+    Raises:
+        ModelLoadError: a file is missing or damaged.
+    """
+    sizes = _tensor_sizes(source, plan)
+    unused = tuple(f"{name}." for name in unused_half(plan))
+    return (4 if plan.float32 else 2) * sum(count for name, count in sizes.items() if not name.startswith(unused))
+
+
+def _tensor_sizes(source: Source, plan: StagePlan) -> Mapping[str, int]:
+    """Values of each tensor of a stage's component, by its name."""
+    if plan.kind == "controlnet":
+        return find_weights(source.controlnets[int(plan.component)][1], half=True).sizes
+    if plan.kind == PROJECTION:
+        assert source.projection is not None
+        return _sizes_in(source.projection, ("",))
+    folder = component_folder(source, plan.component)
+    if source.checkpoint is None or folder != source.folder / plan.component:
+        return find_weights(folder, half=True).sizes
+    return _sizes_in(source.checkpoint, _CHECKPOINT_PREFIXES[plan.component])
+
+
+def _sizes_in(path: Path, prefixes: tuple[str, ...]) -> dict[str, int]:
+    """Values of each tensor of a file whose name begins so, by the rest of its name."""
+    counts = {name: math.prod(tensor["shape"]) for name, tensor in read_header(path).items()}
+    return {
+        name.removeprefix(prefix): count
+        for prefix in prefixes
+        for name, count in counts.items()
+        if name.startswith(prefix)
+    }
 
 
 def load_controlnet(folder: Path) -> Any:

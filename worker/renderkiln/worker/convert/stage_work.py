@@ -14,13 +14,14 @@ from typing import Any
 import torch
 
 from ..runtimes.chain import Chain
+from ..runtimes.describing import describe
 from ..runtimes.manifest import CheckReport, Psnr
 from .attention import rewrite_attention
 from .backends import Backend, Tell, backend_for
 from .check import BAR, Outputs, compare, hold_to_bar, reference_outputs
 from .inputs import Inputs, make_inputs
 from .jobs import Done, StageJob
-from .loading import load_component, load_controlnet, load_projection
+from .loading import load_component, load_controlnet, load_projection, unused_half, weights_size
 from .plan import PROJECTION, SUFFIXES, StagePlan
 from .stages import make_stage
 
@@ -42,13 +43,14 @@ def convert_stage(job: StageJob, tell: Tell) -> Done:
     dense = job.folder / f"stage{SUFFIXES[plan.format]}"
     inputs: dict[str, Inputs] = {}
     tell("loading")
-    if job.check:
+    check = job.check and (job.check_slowly or backend.checks_in_time(weights_size(job.source, plan)))
+    if check:
         inputs = make_inputs(plan, job.source, job.family, job.loras, job.random_inputs)
         _give_back()
     expected = _write_dense(job, backend, dense, inputs, tell)
-    backend.look_whole(plan, dense)
+    # A stage may be too small to have a weight that is worth fewer bits.
+    squeeze = backend.look_whole(plan, dense)
     _give_back()
-    check = job.check and (job.check_slowly or backend.checks_in_time((dense,)))
 
     def measure(*packages: Path) -> tuple[Psnr, ...]:
         tell("checking", 0, len(inputs))
@@ -57,8 +59,6 @@ def convert_stage(job: StageJob, tell: Tell) -> Done:
 
     whole, bits, report = dense, 32.0 if plan.float32 else 16.0, None
     results: tuple[Psnr, ...] = ()
-    # A stage may be too small to have a weight that is worth fewer bits.
-    squeeze = (plan.nbits is not None or plan.recipe) and backend.can_compress(dense)
     if check and (squeeze or len(plan.files) == 1):
         results = measure(dense)
         hold_to_bar(plan.stage, results)
@@ -77,7 +77,7 @@ def convert_stage(job: StageJob, tell: Tell) -> Done:
         report = CheckReport(bar=BAR, results=results or final, compressed=final if squeeze else ())
     tell("hashing")
     return Done(
-        packages=tuple(backend.describe(plan, package) for package in packages),
+        packages=tuple(describe(package, plan.functions) for package in packages),
         bits=bits,
         check=report,
         seconds=round(time.monotonic() - started, 3),
@@ -88,12 +88,15 @@ def convert_stage(job: StageJob, tell: Tell) -> Done:
 def _write_dense(
     job: StageJob, backend: Backend, path: Path, inputs: dict[str, Inputs], tell: Tell
 ) -> dict[str, Outputs]:
-    """Converts to 16 bits (or float32); gives what the original made of the inputs. The original is gone afterwards."""
+    """Converts to 16 bits (or float32); gives what the original made of the inputs, if there are any.
+
+    The original is gone afterwards.
+    """
     plan = job.plan
     expected: dict[str, Outputs] = {}
     tell("loading")
     module = _load(job)
-    if job.check:
+    if inputs:
         # Before anything is rewritten: what is compared with is the model as diffusers runs it.
         stock = make_stage(plan, module, family=job.family, channels_first=False)
         expected = reference_outputs(plan, stock, inputs, lambda done, of: tell("running the original", done, of))
@@ -114,11 +117,8 @@ def _load(job: StageJob) -> Any:
         assert job.source.projection is not None
         return load_projection(job.source.projection)
     module = load_component(job.source, job.plan.component, job.loras)
-    if job.plan.component == "vae":
-        # The other half would only take room.
-        unused = ("encoder", "quant_conv") if job.plan.kind == "vae_decoder" else ("decoder", "post_quant_conv")
-        for name in unused:
-            setattr(module, name, None)
+    for name in unused_half(job.plan):
+        setattr(module, name, None)  # it would only take room
     return module
 
 

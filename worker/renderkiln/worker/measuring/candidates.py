@@ -40,8 +40,7 @@ def converted_candidates(
             f"{model} holds no converted stages, so that there is nothing to choose from; "
             "`renderkiln convert` makes some, and `renderkiln bench model` measures any model"
         )
-    can_run = [name for name in VARIANTS if name in there and (name != COREAI or why_not() is None)]
-    wanted = tuple(only) or tuple(can_run)
+    wanted = tuple(only) or tuple(name for name in VARIANTS if name in there and (name != COREAI or why_not() is None))
     for name in wanted:
         if name not in there:
             raise BadInputError(

@@ -166,21 +166,20 @@ def _begun(data: DataFolder, name: str) -> Iterator[Path]:
 
 def _put_small_files(wish: Addition, path: Path, names: list[str], folder: Path) -> dict[str, FileRecord]:
     """The small files: the folder's own, or those of the original, which is a folder or a repository."""
-    original = wish.original
-    if original is None:
+    if wish.original is None:
         if INDEX not in names:
             raise BadInputError(
                 f"{path} holds converted models without tokenizer, scheduler and configs; say with --original which "
                 "model they were made of: a folder in diffusers' layout, or OWNER/NAME on the Hub"
             )
         return _copy(path, {each: PurePosixPath(each) for each in small_files(names)}, folder)
-    local = Path(original).expanduser()
+    local = Path(wish.original).expanduser()
     if (local / INDEX).is_file():
         own = [file.relative_to(local).as_posix() for file in local.rglob("*") if file.is_file()]
         return _copy(local, {each: PurePosixPath(each) for each in small_files(own)}, folder)
-    if local.exists() or not REPOSITORY.fullmatch(original):
-        raise BadInputError(f"--original {original} is no folder in diffusers' layout, and no OWNER/NAME")
-    return fetch(wanted_small(list_files(original, None)), folder, lambda _: None)
+    if local.exists() or not REPOSITORY.fullmatch(wish.original):
+        raise BadInputError(f"--original {wish.original} is no folder in diffusers' layout, and no OWNER/NAME")
+    return fetch(wanted_small(list_files(wish.original, None)), folder, lambda _: None)
 
 
 def _copy(path: Path, files: Mapping[str, PurePosixPath], folder: Path) -> dict[str, FileRecord]:

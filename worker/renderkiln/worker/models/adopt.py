@@ -7,9 +7,9 @@ rendering needs; so a folder with a missing stage or half of a chunked UNet is r
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from renderkiln.schema.errors import ModelLoadError, UnsupportedModelError, WorkerUnavailableError
 
@@ -17,13 +17,10 @@ from ..engine.converted.interface import check_manifest
 from ..engine.files import read_json
 from ..needs import say_what_is_missing
 from ..runtimes import manifest as manifests
-from ..runtimes.base import TensorInfo
-from ..runtimes.compiled import Compiled, describe_compiled
 from ..runtimes.coreai.asset import Asset
-from ..runtimes.coreai.description import bits_per_weight, choose, describe_functions, merge, sizes_of
 from ..runtimes.coreai.system import why_not
+from ..runtimes.describing import bits_of, describe, interface_of
 from ..runtimes.manifest import Manifest, PackageInfo, StageInfo
-from ..runtimes.mlpackage import Package
 from ..runtimes.model_files import ModelFiles
 from .apple import ASSET, COMPILED, PACKAGE, part_of
 from .hub import INDEX
@@ -93,7 +90,7 @@ def check_specs(folder: Path, small_files: Path) -> None:
     manifest = manifests.read(folder)
     for stage in manifest.stages.values():
         for info in stage.packages:
-            found = _described(manifests.open_model(folder / info.file), info.functions)
+            found = interface_of(_opened(folder / info.file), info.functions)
             manifests.compare_interface(folder / info.file, info, found.inputs, found.outputs)
     check_manifest(manifest, pixels_per_latent(small_files))
 
@@ -139,52 +136,18 @@ def _chunks(folder: Path, stage: str, found: Mapping[int, str]) -> list[str]:
     return [found[0]] if 0 in found else [found[1], found[2]]
 
 
-class _Described(NamedTuple):
-    inputs: tuple[TensorInfo, ...]
-    outputs: tuple[TensorInfo, ...]
-    #: Bits per weight, where it says.
-    bits: float | None = None
-    functions: tuple[str, ...] = ()
-
-
 def _describe(path: Path) -> tuple[PackageInfo, float | None]:
     """What a package holds, and its bits per weight where it says."""
-    opened = manifests.open_model(path)
-    found = _described(opened)
-    if not found.inputs or not found.outputs:
-        raise ModelLoadError(f"{path} does not say what it takes and gives")
-    info = PackageInfo(
-        file=path.name,
-        size_bytes=opened.size,
-        sha256=opened.sha256(),
-        inputs=found.inputs,
-        outputs=found.outputs,
-        functions=found.functions,
-    )
-    return info, found.bits
+    model = _opened(path)
+    return describe(path), bits_of(model)
 
 
-def _described(opened: ModelFiles, functions: Sequence[str] = ()) -> _Described:
-    """What a model says of itself.
-
-    Args:
-        functions: those to look at of a Core AI asset; all that rendering uses unless told.
-    """
-    if isinstance(opened, Compiled):
-        said = describe_compiled(opened.path)
-        return _Described(said.inputs, said.outputs, said.bits)
-    if isinstance(opened, Asset):
-        opened.check_hash()
-        there = describe_functions(opened.path)
-        names = choose(opened.path, there, functions or sizes_of(there))
-        interface = merge([there[name] for name in names])
-        return _Described(interface.inputs, interface.outputs, bits_per_weight(opened.path), names)
-    from ..runtimes.reference.interface import features
-
-    assert isinstance(opened, Package)
-    description = opened.read_spec().description
-    takes, gives = features(description.input, "input"), features(description.output, "output")
-    return _Described(tuple(each.info for each in takes.values()), tuple(each.info for each in gives.values()))
+def _opened(path: Path) -> ModelFiles:
+    """A model that is what it was when it was written, as far as it brings word of that."""
+    model = manifests.open_model(path)
+    if isinstance(model, Asset):
+        model.check_hash()
+    return model
 
 
 def _sizes(folder: Path, stages: Mapping[str, StageInfo], scale: int) -> tuple[tuple[int, int], ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from renderkiln.schema.errors import ModelLoadError
 
@@ -35,10 +36,15 @@ class ModelFiles:
         for name in self.files:
             path = self.base / name
             digest.update(f"{name}\0{path.stat().st_size}\0".encode())
-            with path.open("rb") as file:
-                while chunk := file.read(_CHUNK):
-                    digest.update(chunk)
+            feed(digest, path)
         return digest.hexdigest()
+
+
+def feed(digest: Any, path: Path) -> None:
+    """Reads a whole file into a digest of hashlib's."""
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
 
 
 def files_inside(path: Path, what: str) -> tuple[PurePosixPath, ...]:

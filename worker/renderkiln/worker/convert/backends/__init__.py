@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
@@ -14,7 +14,6 @@ from torch import nn
 from renderkiln.schema.errors import ConversionError
 
 from ...runtimes.base import Runtime
-from ...runtimes.manifest import PackageInfo
 from ..options import Format
 from ..plan import StagePlan
 
@@ -34,15 +33,15 @@ class Backend(Protocol):
             ConversionError: it cannot be converted, or not be written.
         """
 
-    def look_whole(self, plan: StagePlan, path: Path) -> None:
+    def look_whole(self, plan: StagePlan, path: Path) -> bool:
         """Sees that what was written can be read back: not everything that writes notices a full disk.
+
+        Returns:
+            Whether fewer bits are planned, and it has a weight that is worth them.
 
         Raises:
             ConversionError: it cannot.
         """
-
-    def can_compress(self, path: Path) -> bool:
-        """Whether a stage has a weight that is worth fewer bits."""
 
     def compress(self, plan: StagePlan, recipe: Path | None, dense: Path, target: Path, tell: Tell) -> float:
         """Writes a stage again with fewer bits; the mean bits of a weight. Raises ConversionError."""
@@ -50,14 +49,11 @@ class Backend(Protocol):
     def cut(self, plan: StagePlan, whole: Path, targets: tuple[Path, Path]) -> None:
         """Cuts a stage in two. Raises ConversionError."""
 
-    def describe(self, plan: StagePlan, path: Path) -> PackageInfo:
-        """What the manifest is to say of a file. Raises ModelLoadError."""
-
     def open(self, plan: StagePlan, path: Path) -> Runtime:
         """Loads a file to check it, on a runtime that this system has. Raises ModelLoadError."""
 
-    def checks_in_time(self, paths: Sequence[Path]) -> bool:
-        """Whether that runtime gets through a check of these files in minutes."""
+    def checks_in_time(self, size_bytes: int) -> bool:
+        """Whether that runtime gets through a check of a stage in minutes. `size_bytes`: of its weights as written."""
 
 
 def backend_for(format: Format) -> Backend:

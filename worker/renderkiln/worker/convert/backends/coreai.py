@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
-import shutil
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +12,16 @@ import torch
 from coreai.authoring import AIModelAsset
 from coreai.runtime import AIModelAssetMetadata
 
-from renderkiln.schema.errors import ConversionError, ModelLoadError
+from renderkiln.schema.errors import ConversionError
 
 from ...runtimes.base import Runtime
 from ...runtimes.coreai.asset import open_asset
-from ...runtimes.coreai.description import bits_per_weight, choose, describe_functions, merge
+from ...runtimes.coreai.description import bits_per_weight, choose, describe_functions
 from ...runtimes.coreai.runtime import CoreAIRuntime
 from ...runtimes.coreai.system import INSTALL, on_all_units
-from ...runtimes.manifest import PackageInfo
 from ..plan import StagePlan
 from . import Tell
+from .failures import errors_of, reading_back
 from .tensors import example
 
 with warnings.catch_warnings():
@@ -35,8 +32,7 @@ with warnings.catch_warnings():
 #: Apple's preset for diffusion models (`4bit` of coreai.diffusion.export): symmetric, a scale for each 32 weights of a
 #: row, and only where there are this many weights.
 BLOCK, WORTH_IT = 32, 32768
-#: A disk with fewer bytes free counts as full.
-_FULL = 16 << 20
+_CONVERTER = "Core AI's converter"
 #: What the interpreter gets through in minutes. A demo model is far below it, Stable Diffusion's stages are far above.
 _SMALL = 64 << 20
 
@@ -47,7 +43,7 @@ def write(stage: torch.nn.Module, plan: StagePlan, path: Path, *, model: str, ve
     stage = stage.to(dtype)
     table = coreai_torch.get_decomp_table()
     table[torch.ops.aten.upsample_nearest2d.vec] = _repeat_pixels
-    with _errors(path.parent, plan.stage):
+    with errors_of(_CONVERTER, plan.stage, path.parent):
         converter = coreai_torch.TorchConverter(mode=coreai_torch.TorchConverter.Mode.RELEASE)
         for number, function in enumerate(plan.functions):
             tell("tracing", number, len(plan.functions))
@@ -65,20 +61,12 @@ def write(stage: torch.nn.Module, plan: StagePlan, path: Path, *, model: str, ve
     gc.collect()
 
 
-def look_whole(plan: StagePlan, path: Path) -> None:
-    """See `Backend.look_whole`."""
-    try:
+def look_whole(plan: StagePlan, path: Path) -> bool:
+    """See `Backend.look_whole`; what is too small for fewer bits is left as it is, weight by weight."""
+    with reading_back(plan.stage):
         open_asset(path).check_hash()
         choose(path, describe_functions(path), plan.functions)
-    except ModelLoadError as error:
-        raise ConversionError(
-            f"{plan.stage}: what was written cannot be read back; is the disk full? ({error})"
-        ) from error
-
-
-def can_compress(path: Path) -> bool:
-    """See `Backend.can_compress`: what is too small is left as it is, weight by weight."""
-    return True
+    return plan.nbits is not None
 
 
 def compress(plan: StagePlan, recipe: Path | None, dense: Path, target: Path, tell: Tell) -> float:
@@ -90,7 +78,7 @@ def compress(plan: StagePlan, recipe: Path | None, dense: Path, target: Path, te
         raise ConversionError(f"--nbits needs coreai-opt ({error}): {INSTALL}") from error
     # It says of each weight whose rows do not divide into blocks that it stays as it is.
     logging.getLogger("coreai_opt").setLevel(logging.ERROR)
-    with _errors(target.parent, plan.stage):
+    with errors_of(_CONVERTER, plan.stage, target.parent):
         asset = AIModelAsset.load(dense)
         program = quantize_weights(
             asset.program,
@@ -113,29 +101,14 @@ def cut(plan: StagePlan, whole: Path, targets: tuple[Path, Path]) -> None:
     raise ConversionError(f"{plan.stage}: a Core AI asset cannot be cut in two")
 
 
-def describe(plan: StagePlan, path: Path) -> PackageInfo:
-    """See `Backend.describe`."""
-    opened = open_asset(path)
-    functions = describe_functions(path)
-    interface = merge([functions[name] for name in choose(path, functions, plan.functions)])
-    return PackageInfo(
-        file=path.name,
-        size_bytes=opened.size,
-        sha256=opened.sha256(),
-        inputs=interface.inputs,
-        outputs=interface.outputs,
-        functions=plan.functions,
-    )
-
-
 def open(plan: StagePlan, path: Path) -> Runtime:
     """See `Backend.open`: on macOS 27 Core AI itself, on the CPU; elsewhere its interpreter."""
     return CoreAIRuntime.load(path, compute_unit="reference", functions=plan.functions)
 
 
-def checks_in_time(paths: Sequence[Path]) -> bool:
+def checks_in_time(size_bytes: int) -> bool:
     """See `Backend.checks_in_time`."""
-    return on_all_units() or sum(open_asset(path).size for path in paths) <= _SMALL
+    return on_all_units() or size_bytes <= _SMALL
 
 
 def _repeat_pixels(
@@ -166,18 +139,3 @@ def _metadata(plan: StagePlan, model: str, version: str) -> Any:
     metadata.model_description = f"{plan.stage} of {model}{f', {version}' if version else ''}"
     metadata.set_custom("renderkiln.settings_digest", plan.settings_digest)
     return metadata
-
-
-@contextmanager
-def _errors(folder: Path, stage: str) -> Iterator[None]:
-    """The converter's errors as ours, and none of its warnings."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            yield
-        except (MemoryError, ConversionError):
-            raise
-        except Exception as error:
-            if shutil.disk_usage(folder).free < _FULL:
-                raise ConversionError(f"{stage}: the disk is full") from error
-            raise ConversionError(f"{stage}: Core AI's converter could not convert it: {error}") from error

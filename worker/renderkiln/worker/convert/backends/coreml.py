@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import gc
-import shutil
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,26 +12,20 @@ from typing import Any
 import numpy as np
 import torch
 
-from renderkiln.schema.errors import ConversionError, ModelLoadError
-
 from ...runtimes.base import Runtime, TensorInfo
-from ...runtimes.manifest import PackageInfo
 from ...runtimes.mlpackage import model_proto, open_package
 from ...runtimes.reference import ReferenceRuntime
-from ...runtimes.reference.interface import features
 from ..compress.coremltools_quietly import quietly, temporary_files_in
 from ..compress.layers import find_layers, read_graph
 from ..compress.palettize import palettize
 from ..compress.recipe_file import read_recipe
 from ..plan import StagePlan
 from . import Tell
+from .failures import errors_of, reading_back
 from .tensors import DESCRIPTIONS, RESIDUAL, example
 
 model_proto()  # imports coremltools without its advice on standard error
 import coremltools as ct  # noqa: E402
-
-#: A disk with fewer bytes free counts as full.
-_FULL = 16 << 20
 
 
 def write(stage: torch.nn.Module, plan: StagePlan, path: Path, *, model: str, version: str, tell: Tell) -> None:
@@ -45,19 +38,11 @@ def write(stage: torch.nn.Module, plan: StagePlan, path: Path, *, model: str, ve
     write_package(traced, plan, path, model=model, version=version)
 
 
-def look_whole(plan: StagePlan, path: Path) -> None:
+def look_whole(plan: StagePlan, path: Path) -> bool:
     """See `Backend.look_whole`."""
-    try:
-        read_graph(open_package(path))
-    except ModelLoadError as error:
-        raise ConversionError(
-            f"{plan.stage}: what was written cannot be read back; is the disk full? ({error})"
-        ) from error
-
-
-def can_compress(path: Path) -> bool:
-    """See `Backend.can_compress`."""
-    return bool(find_layers(read_graph(open_package(path))))
+    with reading_back(plan.stage):
+        graph = read_graph(open_package(path))
+    return (plan.nbits is not None or plan.recipe) and bool(find_layers(graph))
 
 
 def compress(plan: StagePlan, recipe: Path | None, dense: Path, target: Path, tell: Tell) -> float:
@@ -77,19 +62,12 @@ def cut(plan: StagePlan, whole: Path, targets: tuple[Path, Path]) -> None:
     bisect(whole, targets, plan.stage)
 
 
-def describe(plan: StagePlan, path: Path) -> PackageInfo:
-    """See `Backend.describe`."""
-    opened = open_package(path)
-    inputs, outputs = read_interface(path)
-    return PackageInfo(file=path.name, size_bytes=opened.size, sha256=opened.sha256(), inputs=inputs, outputs=outputs)
-
-
 def open(plan: StagePlan, path: Path) -> Runtime:
     """See `Backend.open`."""
     return ReferenceRuntime.load(path)
 
 
-def checks_in_time(paths: Sequence[Path]) -> bool:
+def checks_in_time(size_bytes: int) -> bool:
     """See `Backend.checks_in_time`: the reference runtime is as fast as torch."""
     return True
 
@@ -137,13 +115,6 @@ def bisect(package: Path, targets: tuple[Path, Path], stage: str) -> None:
             (folder / f"{package.stem}_chunk{number}.mlpackage").replace(target)
 
 
-def read_interface(package: Path) -> tuple[tuple[TensorInfo, ...], tuple[TensorInfo, ...]]:
-    """Inputs and outputs as the package's own spec declares them."""
-    description = open_package(package).read_spec().description
-    inputs, outputs = features(description.input, "input"), features(description.output, "output")
-    return tuple(each.info for each in inputs.values()), tuple(each.info for each in outputs.values())
-
-
 def _input(tensor: TensorInfo) -> Any:
     several = len(tensor.shapes) > 1
     shape = ct.EnumeratedShapes(list(tensor.shapes), default=tensor.shapes[0]) if several else tensor.shapes[0]
@@ -153,16 +124,5 @@ def _input(tensor: TensorInfo) -> Any:
 @contextmanager
 def _coremltools(folder: Path, stage: str) -> Iterator[None]:
     """Temporary files beside the target, no progress bars of its own, and its errors as ours."""
-    with quietly(), temporary_files_in(folder), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            yield
-        except OSError as error:
-            raise ConversionError(f"{stage}: cannot be written: {error.strerror or error}") from error
-        except MemoryError:
-            raise
-        except Exception as error:
-            if shutil.disk_usage(folder).free < _FULL:
-                # What writes the weights says of a full disk no more than that it could not write.
-                raise ConversionError(f"{stage}: the disk is full") from error
-            raise ConversionError(f"{stage}: coremltools could not convert it: {error}") from error
+    with quietly(), temporary_files_in(folder), errors_of("coremltools", stage, folder):
+        yield

@@ -32,18 +32,20 @@ class _Kind:
 
 
 _TEXT = {
-    "sd": _Kind(("input_ids",), ("last_hidden_state",)),
-    "sdxl": _Kind(("input_ids",), ("hidden_embeds", "pooled_outputs")),
+    "sd": (_Kind(("input_ids",), ("last_hidden_state",)),),
+    "sdxl": (_Kind(("input_ids",), ("hidden_embeds", "pooled_outputs")),),
 }
 #: Core ML's names of what a VAE encoder takes and gives, and Core AI's.
 VAE_ENCODERS = {"x": "latent", "image": "latent_params"}
+#: What a stage may be, by its kind: the first whose inputs it has.
 _KINDS = {
-    "unet": _Kind(_DENOISER, ("noise_pred",), _SOMETIMES),
-    "control-unet": _Kind(_DENOISER, ("noise_pred",), _SOMETIMES, takes_residuals=True),
-    "controlnet": _Kind((*_DENOISER, "controlnet_cond"), (), _SOMETIMES, gives_residuals=True),
-    "vae_decoder": _Kind(("z",), ("image",)),
-    "safety_checker": _Kind(("clip_input", "images", "adjustment"), ("has_nsfw_concepts",)),
-    PROJECTION: _Kind((VECTORS,), ("encoder_hidden_states",)),
+    "unet": (_Kind(_DENOISER, ("noise_pred",), _SOMETIMES),),
+    "control-unet": (_Kind(_DENOISER, ("noise_pred",), _SOMETIMES, takes_residuals=True),),
+    "controlnet": (_Kind((*_DENOISER, "controlnet_cond"), (), _SOMETIMES, gives_residuals=True),),
+    "vae_decoder": (_Kind(("z",), ("image",)),),
+    "vae_encoder": tuple(_Kind((takes,), (gives,)) for takes, gives in VAE_ENCODERS.items()),
+    "safety_checker": (_Kind(("clip_input", "images", "adjustment"), ("has_nsfw_concepts",)),),
+    PROJECTION: (_Kind((VECTORS,), ("encoder_hidden_states",)),),
 }
 #: Without these nothing can be rendered; of the last two, either will do.
 _NEEDED = {"sd": ("text_encoder", "vae_decoder"), "sdxl": ("text_encoder", "text_encoder_2", "vae_decoder")}
@@ -87,14 +89,11 @@ def unet_dtype(manifest: Manifest) -> str:
 
 def _check_stage(manifest: Manifest, name: str, stage: StageInfo) -> None:
     is_text = name in ("text_encoder", "text_encoder_2")
-    takes, gives = tensors(stage)
-    if name == "vae_encoder":
-        taken = "image" if "image" in takes else "x"
-        kind: _Kind | None = _Kind((taken,), (VAE_ENCODERS[taken],))
-    else:
-        kind = _TEXT[manifest.family] if is_text else _KINDS.get(kind_of(name))
-    if kind is None:
+    kinds = _TEXT[manifest.family] if is_text else _KINDS.get(kind_of(name))
+    if kinds is None:
         return  # a stage that rendering does not use
+    takes, gives = tensors(stage)
+    kind = next((each for each in kinds if takes.keys() >= set(each.takes)), kinds[0])
     for each in takes:
         if each not in (*kind.takes, *kind.may_take) and not (kind.takes_residuals and _RESIDUALS.fullmatch(each)):
             raise ModelLoadError(

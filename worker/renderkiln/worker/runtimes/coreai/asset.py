@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from renderkiln.home.json_files import read_small
 from renderkiln.schema.errors import ModelLoadError
 
-from ..model_files import ModelFiles, files_inside
+from ..model_files import ModelFiles, feed, files_inside
 
 SUFFIX = ".aimodel"
 _PROGRAM, _HASH = PurePosixPath("main.mlirb"), PurePosixPath("main.hash")
@@ -22,7 +22,6 @@ _METADATA = "metadata.json"
 _METADATA_LIMIT = 1 << 20
 #: What every file of MLIR's bytecode begins with: `ML`, `ï` and `R`.
 _MAGIC = b"ML\xefR"
-_CHUNK = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -42,9 +41,7 @@ class Asset(ModelFiles):
         if _HASH not in self.files:
             return
         digest = hashlib.sha256()
-        with (self.path / _PROGRAM).open("rb") as file:
-            while chunk := file.read(_CHUNK):
-                digest.update(chunk)
+        feed(digest, self.path / _PROGRAM)
         if (self.path / _HASH).read_bytes() != digest.digest():
             raise ModelLoadError(
                 f"{self.path} is damaged or not complete: its program does not fit {_HASH}. Get or convert it again"

@@ -97,11 +97,22 @@ def sizes_of(names: Iterable[str]) -> tuple[str, ...]:
     return (MAIN, *sorted(name for name in names if name.startswith(f"{MAIN}_")))
 
 
-def dtype_of(name: str, what: str) -> DType:
-    """An element type as Core AI calls it, in any case, as ours. Raises ModelLoadError if no model here has it."""
-    if name.casefold() not in get_args(DType):
-        raise ModelLoadError(f"{what} as {name}; known are {', '.join(get_args(DType))}")
-    return cast("DType", name.casefold())
+def tensor(what: str, name: str, dtype: str, shape: Sequence[object]) -> TensorInfo:
+    """A tensor as Core AI describes it, in our words.
+
+    Args:
+        what: the beginning of a message on it: `m.aimodel takes x`.
+        dtype: as Core AI calls it, in any case.
+        shape: sizes; what is no size larger than zero is one that is left open.
+
+    Raises:
+        ModelLoadError: no model here has such a tensor.
+    """
+    if dtype.casefold() not in get_args(DType):
+        raise ModelLoadError(f"{what} as {dtype}; known are {', '.join(get_args(DType))}")
+    if not all(isinstance(size, int) and size > 0 for size in shape):
+        raise ModelLoadError(f"{what} of shape ({', '.join(map(str, shape))}): its shape is open, and must be fixed")
+    return TensorInfo(name=name, dtype=cast("DType", dtype.casefold()), shapes=(cast("Shape", tuple(shape)),))
 
 
 def _summary(path: Path, *, statistics: bool) -> Any:
@@ -131,10 +142,8 @@ def _tensor(path: Path, name: str, text: str, verb: str) -> TensorInfo:
     if match is None:
         raise ModelLoadError(f"{path} {verb} {name} as {text}, which is not known here; known are arrays of numbers")
     sizes = [size.strip() for size in match[2].split("×")]
-    if not all(size.isdigit() and int(size) > 0 for size in sizes):
-        raise ModelLoadError(f"{path} {verb} {name} as {text}: its shape is open, and must be fixed")
-    shape: Shape = tuple(map(int, sizes))
-    return TensorInfo(name=name, dtype=dtype_of(match[1], f"{path} {verb} {name}"), shapes=(shape,))
+    shape = [int(size) if size.isdigit() else size for size in sizes]
+    return tensor(f"{path} {verb} {name}", name, match[1], shape)
 
 
 def _merged(lists: Sequence[tuple[TensorInfo, ...]]) -> tuple[TensorInfo, ...]:

@@ -17,7 +17,7 @@ from renderkiln.schema.errors import ModelLoadError, OutOfMemoryError, Predictio
 
 from ..base import Array, ComputeUnit, Shape, TensorInfo
 from ..checks import check_inputs
-from .description import Function, choose, describe_functions, dtype_of, merge
+from .description import Function, choose, describe_functions, merge, tensor
 from .library import let_go, runtime, wait_for
 from .system import on_all_units
 
@@ -31,7 +31,12 @@ class _Loaded:
     """One function, ready to be called."""
 
     call: Any
-    inputs: Mapping[str, TensorInfo]
+    interface: Function
+
+    @property
+    def shapes(self) -> tuple[Shape, ...]:
+        """Of its inputs, in the order of their names."""
+        return _in_order({tensor.name: tensor.shapes[0] for tensor in self.interface.inputs})
 
 
 class CoreAIRuntime:
@@ -46,10 +51,7 @@ class CoreAIRuntime:
     ) -> None:
         """Use `load`."""
         self._name = name
-        self._functions: dict[tuple[Shape, ...], Any] = {
-            tuple(function.inputs[tensor.name].shapes[0] for tensor in interface.inputs): function.call
-            for function in functions
-        }
+        self._functions = {function.shapes: function.call for function in functions}
         self._inputs = MappingProxyType({tensor.name: tensor for tensor in interface.inputs})
         self._outputs = MappingProxyType({tensor.name: tensor for tensor in interface.outputs})
         #: What loading took; on macOS 27 with specializing, where the system had not done that before.
@@ -71,13 +73,12 @@ class CoreAIRuntime:
             OutOfMemoryError: memory ran out.
         """
         began = time.monotonic()
-        described = describe_functions(path)
-        names = choose(path, described, functions)
+        names = choose(path, describe_functions(path), functions)
         options = _options(compute_unit)
         stack = AsyncExitStack()
         try:
             loaded = wait_for(_load(path, options, names, stack))
-            interface = merge([Function(tuple(each.inputs.values()), _outputs(path, each.call)) for each in loaded])
+            interface = merge([each.interface for each in loaded])
         except BaseException as error:
             _close(stack)
             if isinstance(error, RenderFailedError) or not isinstance(error, Exception):
@@ -106,7 +107,7 @@ class CoreAIRuntime:
         if not self._finalizer.alive:
             raise PredictionError(f"{self._name} was closed")
         check_inputs(self._name, self._inputs, inputs)
-        call = self._functions.get(tuple(tuple(inputs[name].shape) for name in self._inputs))
+        call = self._functions.get(_in_order({name: tuple(array.shape) for name, array in inputs.items()}))
         if call is None:
             raise PredictionError(f"{self._name}: the inputs' shapes do not belong to one size: {_shapes(inputs)}")
         wrap = runtime().NDArray
@@ -136,26 +137,23 @@ async def _load(path: Path, options: Any, names: Sequence[str], stack: AsyncExit
 
     model = await stack.enter_async_context(AIModelAsset.load(path).executable(options))
     loaded = []
-    for name in choose(path, model.function_names, names):
+    for name in names:
         function = model.load_function(name)
-        described = function.desc
-        if described.state_names:
+        said = function.desc
+        if said.state_names:
             raise ModelLoadError(f"{path} keeps a state between calls, which no stage of a pipeline does")
-        tensors = [_tensor(path, each, described.input_descriptor(each), "takes") for each in described.input_names]
-        loaded.append(_Loaded(function, {tensor.name: tensor for tensor in tensors}))
+        takes = tuple(_tensor(path, each, said.input_descriptor(each), "takes") for each in said.input_names)
+        gives = tuple(_tensor(path, each, said.output_descriptor(each), "gives") for each in said.output_names)
+        loaded.append(_Loaded(function, Function(takes, gives)))
     return loaded
 
 
-def _outputs(path: Path, function: Any) -> tuple[TensorInfo, ...]:
-    described = function.desc
-    return tuple(_tensor(path, each, described.output_descriptor(each), "gives") for each in described.output_names)
-
-
 def _tensor(path: Path, name: str, descriptor: Any, verb: str) -> TensorInfo:
-    shape = tuple(descriptor.shape)
-    if not all(isinstance(size, int) and size > 0 for size in shape):
-        raise ModelLoadError(f"{path} {verb} {name} of shape {shape}: it is open, and must be fixed")
-    return TensorInfo(name=name, dtype=dtype_of(descriptor.dtype, f"{path} {verb} {name}"), shapes=(shape,))
+    return tensor(f"{path} {verb} {name}", name, descriptor.dtype, descriptor.shape)
+
+
+def _in_order(shapes: Mapping[str, Shape]) -> tuple[Shape, ...]:
+    return tuple(shapes[name] for name in sorted(shapes))
 
 
 def _options(unit: ComputeUnit) -> Any:
