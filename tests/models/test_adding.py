@@ -64,12 +64,16 @@ def test_a_folder_that_convert_wrote_is_taken_in(data: DataFolder, apples: Path,
     for name, content in repositories.small().items():
         repositories.write({name: content}, converted)
     (converted / "notes.bin").write_bytes(b"not ours")
+    for beside in ("self-test.png", "metadata.json"):
+        (converted / beside).write_bytes(b"{}")
     manifest = json.loads((converted / "manifest.json").read_text())
     (converted / "manifest.json").write_text(json.dumps({**manifest, "revision": "v1"}))
     folder = add(Addition(converted, link=link), data)
     assert variants(folder) == {"original": folder}
     assert find_model(data, "converted", "v1") == folder
     assert (folder / "notes.bin").exists() == link
+    assert (folder / "self-test.png").exists(), "a worker compares its first picture with it"
+    assert (folder / "metadata.json").exists(), "which makes it a bundle for Apple's pipeline"
     assert store.verify(folder, lambda _: None) == []
     store.remove(data, "converted")
     assert (converted / "notes.bin").exists()

@@ -115,10 +115,15 @@ def _check_here(folder: DataFolder, need: Need, engine: str) -> None:
     path = find_model(folder, need.model)
     engines = engines_of(path)
     if engine != "auto" and engines and engine not in engines:
-        make = "weights in diffusers' layout" if engine == "torch" else f"`renderkiln convert --format {engine}`"
+        make = "this takes weights in diffusers' layout"
+        if engine != "torch":
+            make = (
+                f"`renderkiln convert --format {engine} MODEL -o FOLDER` makes what this takes, "
+                "`renderkiln models add FOLDER` takes it in, and --model FOLDER renders with it"
+            )
         raise InvalidSpecError(
-            f"engine {engine}: model {need.model!r} has something for {' and '.join(sorted(engines))} only; this takes "
-            f"{make}. Leave the engine out to render with what there is."
+            f"engine {engine}: model {need.model!r} has something for {' and '.join(sorted(engines))} only; {make}. "
+            "Leave the engine out to render with what there is."
         )
     if need.text_encoder != "model" and platform.system() != "Darwin":
         raise InvalidSpecError(f"text_encoder: this machine cannot render {need.model!r} {_unread(need)}")

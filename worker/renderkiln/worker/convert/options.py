@@ -101,7 +101,9 @@ class ConvertOptions(BaseModel):
         if self.format == "coreml":
             return self
         if self.nbits not in (None, 4):
-            raise ValueError(f"--nbits {self.nbits}: for Core AI there are 4 bits, or none at all for 16")
+            raise ValueError(
+                f"--nbits {self.nbits}: for Core AI there are 4 bits; leave it out for those of --precision"
+            )
         only_coreml = {
             f"--attention {self.attention}": self.attention != "original",
             "--recipe": bool(self.recipes),

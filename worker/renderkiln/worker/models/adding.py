@@ -109,7 +109,7 @@ def _add_whole(wish: Addition, path: Path, names: list[str], name: str, data: Da
     wanted = [
         *small_files(names),
         *(each for component in COMPONENTS for each in weights_of(names, f"{component}/")),
-        *(each for each in names if each.rpartition("/")[2] == manifests.FILE_NAME and each.count("/") < 2),
+        *(each for each in names if each.rpartition("/")[2] in manifests.COMPANIONS and each.count("/") < 2),
         *(each for each in names if each.startswith(tuple(packages))),
     ]
     origin = read_origin(path) or Origin()

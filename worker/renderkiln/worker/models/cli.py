@@ -90,7 +90,9 @@ def pull(
 
 
 def add(
-    folder: Annotated[Path, typer.Argument(help="A folder in Apple's, renderkiln's or diffusers' layout.")],
+    folder: Annotated[
+        Path, typer.Argument(help="A folder in Apple's layout (a Core AI bundle, too), renderkiln's or diffusers'.")
+    ],
     name: Annotated[str | None, typer.Option(help="What it is called here; the folder's name unless told.")] = None,
     link: Annotated[bool, typer.Option("--link/--copy", help="Point to the folder instead of copying it.")] = False,
     variant: Annotated[

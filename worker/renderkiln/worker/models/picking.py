@@ -9,6 +9,7 @@ from typing import Literal
 
 from renderkiln.schema.errors import BadInputError, UnsupportedModelError
 
+from ..runtimes.manifest import COMPANIONS
 from ..runtimes.manifest import FILE_NAME as MANIFEST
 from .apple import ASSET, COMPILED, PACKAGE, Part, file_name, part_of, variant_of
 from .hub import COMPONENTS, INDEX, safe_path, small_files, weights_of
@@ -141,7 +142,8 @@ def _converted(
     prefix = there[variant] if variant else ""
     own = [name for name in names if name.startswith(prefix)]
     packages = [name for name in own if part_of(name[len(prefix) :].partition("/")[0]) and "/" in name[len(prefix) :]]
-    wanted = [f"{prefix}{MANIFEST}", *packages, *small_files(names)]
+    beside = [f"{prefix}{each}" for each in COMPANIONS if f"{prefix}{each}" in names]
+    wanted = [*beside, *packages, *small_files(names)]
     return Choice("converted", variant, _as_they_are(repository, wanted), _ordered(there))
 
 

@@ -24,12 +24,15 @@ from .compiled import SUFFIX as COMPILED_SUFFIX
 from .compiled import open_compiled
 from .coreai.asset import SUFFIX as ASSET_SUFFIX
 from .coreai.asset import open_asset
+from .coreai.bundle import FILE_NAME as BUNDLE_FILE_NAME
 from .mlpackage import open_package
 from .model_files import ModelFiles
 
 FILE_NAME = "manifest.json"
 #: Beside it, a picture of one step that was drawn when the model was converted; see `engine/self_test.py`.
 SELF_TEST = "self-test.png"
+#: What lies beside a folder's packages and goes where they go, as far as it is there.
+COMPANIONS = (FILE_NAME, SELF_TEST, BUNDLE_FILE_NAME)
 SCHEMA_VERSION: Literal[1] = 1
 #: A manifest of ours is some tens of kilobytes; a bigger file is somebody else's.
 _LIMIT = 8 << 20
