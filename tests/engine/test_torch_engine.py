@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from renderkiln.schema import errors
 from renderkiln.worker.engine import torch_engine
 from renderkiln.worker.engine.libraries import diffusers
-from renderkiln.worker.engine.residency import StageKey
+from renderkiln.worker.memory.planning import StageKey
 from renderkiln.worker.engine.torch_engine import TorchEngine
 
 from . import models

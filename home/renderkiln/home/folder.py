@@ -67,6 +67,11 @@ class DataFolder:
         return self.root / "inputs"
 
     @property
+    def embeddings(self) -> Path:
+        """Encoded prompts, where the settings say that they are kept on disk."""
+        return self.root / "embeddings"
+
+    @property
     def logs(self) -> Path:
         return self.root / "logs"
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic import ByteSize, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 from renderkiln.schema.errors import SettingsError, did_you_mean
@@ -58,6 +58,37 @@ class Settings(BaseSettings):
     )
     variant: Literal["auto", "original", "split-einsum", "split-einsum-v2"] = Field(
         "auto", description="Which variant of a model that is converted to Core ML is used, where it has several."
+    )
+    memory: Literal["auto", "resident", "jit"] = Field(
+        "auto",
+        description="What stays in memory: resident, every stage; jit, the stage at work alone; auto, what the budget "
+        "has room for, and less while the system is short of memory.",
+    )
+    memory_budget: ByteSize | None = Field(
+        None, gt=0, description="What a renderer may take, such as 6GB; unless told, three quarters of the memory."
+    )
+    look_ahead: int = Field(
+        48, ge=0, le=1000, description="Waiting jobs whose prompts are encoded while the text encoder is loaded."
+    )
+    denoise_ahead: int = Field(
+        8, ge=1, le=100, description="Images of a job that are denoised before the VAE, where both do not fit."
+    )
+    embeddings_memory: ByteSize = Field(ByteSize(64_000_000), ge=0, description="Memory for encoded prompts; 0: none.")
+    embeddings_disk: ByteSize = Field(ByteSize(0), ge=0, description="Disk for encoded prompts, such as 1GB; 0: none.")
+    pressure_warn: float = Field(
+        10.0, ge=0, le=100, description="Percent of memory available at which a worker drops what is idle."
+    )
+    pressure_critical: float = Field(
+        5.0, ge=0, le=100, description="Percent of memory available at which it keeps the stage at work alone."
+    )
+    pressure_stall: float = Field(
+        10.0, ge=0, le=100, description="Percent of time waited for memory (Linux); four times that is critical."
+    )
+    pressure_swap: ByteSize = Field(
+        ByteSize(256_000_000), gt=0, description="Growth of swap within a minute at which a worker drops what is idle."
+    )
+    pressure_calm: float = Field(
+        60.0, ge=1, description="Seconds without pressure after which a worker keeps more in memory again."
     )
     image_format: Literal["png", "jpeg", "webp"] = Field("png", description="File format of the pictures.")
     job_timeout: float = Field(3600.0, gt=0, description="Seconds an attempt may take where the job does not say.")

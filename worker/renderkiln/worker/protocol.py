@@ -6,12 +6,19 @@ The supervisor sends `WarmUp`, `Render` and `Cancel`; the renderer answers a `Wa
 One order at a time: the next `WarmUp` or `Render` is sent only after the last answer to the one before. So nobody ever
 waits to write to somebody who waits to write, and an answer is always to the order at hand. A `Cancel` may come at any
 time; too late, it is ignored.
+
+Of memory they talk over a second pipe, a pair of datagram sockets with one JSON object in each: the supervisor sends
+`Pressure` whenever the system's has changed, and the renderer `Resident` whenever it loaded or dropped a stage. These
+may come at any time, wait for no answer, and may be lost when nobody reads.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 #: A variant and a compute unit.
 FormName = tuple[str, str]
@@ -27,14 +34,65 @@ class RendererConfig:
     dtype: str
     compute_unit: str = "auto"
     variant: str = "auto"
+    #: Images of a job that are denoised before the VAE is loaded, where both do not fit.
+    denoise_ahead: int = 8
+    #: Of encoded prompts that are kept, in memory and on disk.
+    embeddings_memory: int = 64_000_000
+    embeddings_disk: int = 0
+
+
+@dataclass(frozen=True)
+class StageMeasured:
+    """What a stage was seen to take."""
+
+    size_bytes: int
+    load_seconds: float
+    #: The most beside its weights, and the pixels of the image at which it was.
+    working_bytes: int
+    pixels: int
+
+
+@dataclass(frozen=True)
+class MemoryOrder:
+    """How much memory a model may take; see `memory.planning`.
+
+    Attributes:
+        step: how often memory ran out with this model: `planning.tighten`.
+        known: what was measured of its stages on this machine.
+    """
+
+    policy: str = "resident"
+    budget_bytes: int | None = None
+    step: int = 0
+    known: Mapping[str, StageMeasured] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class MemoryUse:
+    """What an order took.
+
+    Attributes:
+        peak_bytes: the most that the renderer held meanwhile.
+        loads, load_seconds, evictions: stages loaded, how long the work waited for that, stages dropped to make room.
+        loads_by_stage: the loads again, by the stage.
+        measured: what is known of the model's stages now.
+    """
+
+    peak_bytes: int
+    loads: int
+    load_seconds: float
+    evictions: int
+    loads_by_stage: Mapping[str, int] = field(default_factory=dict)
+    measured: Mapping[str, StageMeasured] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class WarmUp:
-    """Load this model and render one step, so that the first job does not wait for it. `form`: see `Render`."""
+    """Load this model and render one step, so that the first job does not wait for it. For the rest see `Render`."""
 
     model: str
     form: FormName | None = None
+    memory: MemoryOrder = field(default_factory=MemoryOrder)
 
 
 @dataclass(frozen=True)
@@ -46,12 +104,15 @@ class Render:
         skip: the images that are there already.
         form: of a converted model; None: it has none, or the renderer may choose. One renderer is only ever asked for
             one compute unit, and for one form of a model: whoever wants another starts another renderer.
+        ahead: the specs, as JSON, of jobs for the same model that wait; the next first.
     """
 
     job_json: str
     inputs: Mapping[str, bytes]
     skip: tuple[int, ...]
     form: FormName | None = None
+    memory: MemoryOrder = field(default_factory=MemoryOrder)
+    ahead: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -68,6 +129,7 @@ class Ready:
     model: str
     seconds: float
     about: Mapping[str, str]
+    memory: MemoryUse | None = None
 
 
 @dataclass(frozen=True)
@@ -107,6 +169,8 @@ class Picture:
 class Done:
     """All images of the job were sent."""
 
+    memory: MemoryUse | None = None
+
 
 @dataclass(frozen=True)
 class Failed:
@@ -115,7 +179,56 @@ class Failed:
     kind: str
     message: str
     details: str = field(default="", repr=False)
+    memory: MemoryUse | None = None
 
 
 FromRenderer = Ready | NotReady | Step | Picture | Done | Failed
 ToRenderer = WarmUp | Render | Cancel
+
+
+@dataclass(frozen=True)
+class Pressure:
+    """How short of memory the system is: a `memory.pressure.Level`."""
+
+    level: int
+
+
+@dataclass(frozen=True)
+class Resident:
+    """What is in the renderer's memory now.
+
+    Attributes:
+        stages: model, stage and bytes of weights of each stage that is loaded.
+        other_bytes: what the process holds beside them, as of the last time that it gave memory back.
+        loads, evictions: since the renderer began.
+        policy: the one in force, under whatever pressure there is.
+        why: what has just changed, in plain words.
+    """
+
+    stages: tuple[tuple[str, str, int], ...]
+    other_bytes: int
+    loads: int
+    evictions: int
+    policy: str
+    why: str
+
+
+def write_datagram(message: Pressure | Resident) -> bytes:
+    """A message of the second pipe."""
+    return json.dumps(dataclasses.asdict(message)).encode()
+
+
+def read_pressure(datagram: bytes) -> Pressure:
+    """The supervisor's word; it and the renderer trust each other."""
+    return Pressure(**_read(datagram))
+
+
+def read_resident(datagram: bytes) -> Resident:
+    """The renderer's word."""
+    said = _read(datagram)
+    return Resident(**{**said, "stages": tuple((model, stage, size) for model, stage, size in said["stages"])})
+
+
+def _read(datagram: bytes) -> dict[str, Any]:
+    said: dict[str, Any] = json.loads(datagram)
+    return said

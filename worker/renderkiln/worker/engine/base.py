@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from renderkiln.schema.jobs import Job
+from renderkiln.schema.spec import RenderSpec
+
+from ..memory.residency import LoadedStage
 
 #: Called after each denoising step as (k, step, num_steps): image k has done `step` (from 1) of `num_steps`
 #: steps. It may raise to stop the job there (CanceledError, say); what it raises reaches the caller of
@@ -36,16 +39,13 @@ class RenderedImage:
 
 
 @dataclass(frozen=True)
-class LoadedStage:
-    """One model of a pipeline that is in memory."""
+class Ahead:
+    """What is known of the jobs that wait, for a look ahead."""
 
-    model: str
-    #: text_encoder, text_encoder_2, unet, vae_encoder, vae_decoder or safety_checker.
-    stage: str
-    #: Of its weights, in the precision in which they are held.
-    size_bytes: int
-    #: What the last load took.
-    load_seconds: float
+    #: Of jobs for the same model, the next first.
+    specs: Sequence[RenderSpec]
+    #: Called before each of them; may raise to stop there, as `OnStep` may.
+    between: Callable[[], None]
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,14 @@ class Engine(Protocol):
     """Renders jobs, one at a time, from one thread."""
 
     def render(
-        self, job: Job, inputs: Mapping[str, bytes], *, skip: Collection[int] = (), on_step: OnStep
+        self,
+        job: Job,
+        inputs: Mapping[str, bytes],
+        *,
+        skip: Collection[int] = (),
+        on_step: OnStep,
+        ahead: Ahead | None = None,
+        enough: Callable[[], bool] = lambda: False,
     ) -> Iterator[RenderedImage]:
         """Yields the images of a job in order of k, leaving out those in `skip`.
 
@@ -89,6 +96,9 @@ class Engine(Protocol):
             inputs: the bytes of the init image and the mask, by the spec's references (`sha256:…`).
             skip: numbers of the images that are there already.
             on_step: see `OnStep`.
+            ahead: jobs that wait, whose prompts are encoded while the text encoder is loaded, where it cannot stay.
+            enough: asked after each image that was denoised; if it says so, the images that were begun are yielded, and
+                no more.
 
         Raises:
             RenderkilnError: one of its kinds; the engine can take the next job.

@@ -7,6 +7,8 @@ import torch
 
 from renderkiln.schema.errors import SettingsError
 
+from ..memory.process import hand_back
+
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 #: Below this much system memory, attention on mps is computed in slices: diffusers' advice for Apple silicon.
 ATTENTION_SLICING_BELOW = 64 * 2**30
@@ -52,11 +54,14 @@ def wants_attention_slicing(device: torch.device, memory: int | None = None) -> 
 
 
 def give_memory_back() -> None:
-    """Empties the accelerator's cache of freed blocks, where there is one in use."""
+    """Hands freed memory back to the system: that of the accelerator's cache of blocks, where there is one in use, and
+    that of the C library's heap, which keeps most of what a dropped stage took.
+    """
     if torch.backends.mps.is_available():
         torch.mps.empty_cache()
     elif torch.cuda.is_available() and torch.cuda.is_initialized():
         torch.cuda.empty_cache()
+    hand_back()
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -1,25 +1,26 @@
 """The engine: renders jobs with diffusers' own pipelines, whatever runs the stages.
 
-Images are rendered one at a time, on every device: batches crash or come out wrong on mps, and on any device
+Images are denoised one at a time, on every device: batches crash or come out wrong on mps, and on any device
 the bits of an image depend on what shares its batch, so that image k of a job could not be made again alone.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
+import logging
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
 from PIL import Image
 
 from renderkiln.schema.errors import (
-    ImageInputError,
-    InvalidSpecError,
     OutOfMemoryError,
     RenderFailedError,
     RenderkilnError,
@@ -28,15 +29,20 @@ from renderkiln.schema.errors import (
 from renderkiln.schema.jobs import Job, JobOptions, make_job
 from renderkiln.schema.spec import RenderSpec
 
-from . import noise, prompts, quality, self_test
-from .base import Engine, EngineInfo, OnStep, RenderedImage, WarmUp
+from ..memory.residency import Measured, Residency
+from . import prompts, quality, self_test
+from .base import Ahead, Engine, EngineInfo, OnStep, RenderedImage, WarmUp
+from .decoding import decode
+from .denoising import denoise
 from .device import give_memory_back, is_out_of_memory
-from .inputs import Inputs, keep_unmasked, read_inputs, read_picture
+from .embeddings import EmbeddingCache
+from .inputs import Inputs, keep_unmasked
 from .libraries import diffusers, known_warnings_ignored, transformers
 from .model_stages import OpenStages
 from .pipelines import Pipelines, Task
-from .prompts import Embed
-from .residency import Residency
+from .requests import Request, check
+
+log = logging.getLogger("renderkiln.renderer")
 
 #: Finds a model's folder by name and revision; raises ModelNotFoundError.
 FindModel = Callable[[str, str | None], Path]
@@ -56,49 +62,86 @@ class _StepFailedError(Exception):
 
 
 @dataclass
-class _Request:
-    """A job, checked against its model."""
+class _Denoised:
+    """An image between the UNet and the VAE."""
 
-    job: Job
-    pipelines: Pipelines
-    pipeline: Any
-    task: Task
-    size: tuple[int, int]
-    inputs: Inputs | None
-    #: A picture for each of the spec's ControlNets, in RGB and of the job's size.
-    controls: tuple[Image.Image, ...]
-    notes: tuple[str, ...]
-    #: Filled by the first image; the others share it.
-    prompts: prompts.EncodedPrompts | None = None
-    #: Takes the place of whatever would embed the prompts; of a self-test.
-    embed: Embed | None = None
+    k: int
+    spec: RenderSpec
+    #: (1, 4, h, w)
+    latents: torch.Tensor
+    seconds: float
+    loads: int
+    load_seconds: float
 
 
 class DiffusersEngine(Engine):
-    """Renders the jobs of any number of models, one model at a time in memory.
+    """Renders the jobs of any number of models.
 
     Args:
         find_model: see `FindModel`.
         open_stages: opens the stages of a model's folder; two models may well have different kinds of them.
         info: what this engine says of itself before a model was opened.
+        cache: of encoded prompts.
+        denoise_ahead: images of a job that are denoised, at most, before the VAE is loaded to decode them; counts where
+            UNet and VAE may not be in memory together.
     """
 
-    def __init__(self, find_model: FindModel, open_stages: OpenStages, info: EngineInfo) -> None:
+    def __init__(
+        self,
+        find_model: FindModel,
+        open_stages: OpenStages,
+        info: EngineInfo,
+        cache: EmbeddingCache | None = None,
+        denoise_ahead: int = 8,
+    ) -> None:
         self._find_model, self._open_stages = find_model, open_stages
         self._info = info
+        self._cache = cache or EmbeddingCache()
+        self._denoise_ahead = max(1, denoise_ahead)
         self.residency = Residency(after_drop=give_memory_back)
         self._models: dict[str, tuple[Identity, Pipelines]] = {}
+        #: What was measured on this machine before of a model's stages, by model and stage.
+        self.known_costs: dict[str, Mapping[str, Measured]] = {}
 
     def render(
-        self, job: Job, inputs: Mapping[str, bytes], *, skip: Collection[int] = (), on_step: OnStep
+        self,
+        job: Job,
+        inputs: Mapping[str, bytes],
+        *,
+        skip: Collection[int] = (),
+        on_step: OnStep,
+        ahead: Ahead | None = None,
+        enough: Callable[[], bool] = lambda: False,
     ) -> Iterator[RenderedImage]:
         """See `Engine.render`."""
         wanted = [k for k in range(job.num_images) if k not in skip]
         if not wanted:
             return
-        request = self._typed(lambda: self._prepare(job, inputs))
-        for k in wanted:
-            yield self._typed(partial(self._render_image, request, k, on_step))
+        counts = self.residency.counts
+        before = counts.loads, counts.load_seconds
+        start = time.perf_counter()
+        request = self._typed(lambda: self._prepare(job, inputs, ahead))
+        encoding = time.perf_counter() - start, counts.loads - before[0], counts.load_seconds - before[1]
+        while wanted:
+            group = wanted[: self._group_size(request)]
+            del wanted[: len(group)]
+            denoised, failure = self._denoise_all(request, group, on_step, enough)
+            stops = len(denoised) < len(group) or (bool(wanted) and enough())
+            while denoised:  # not kept longer than need be
+                each = denoised.pop(0)
+                image = self._typed(partial(self._finish, request, each))
+                # Preparing is the first image's.
+                yield replace(
+                    image,
+                    seconds=image.seconds + encoding[0],
+                    loads=image.loads + encoding[1],
+                    load_seconds=image.load_seconds + encoding[2],
+                )
+                encoding = 0.0, 0, 0.0
+            if failure is not None:
+                raise failure
+            if stops:
+                return
 
     def warm_up(self, model: str, revision: str | None = None) -> WarmUp:
         """See `Engine.warm_up`."""
@@ -121,10 +164,11 @@ class DiffusersEngine(Engine):
         self.residency.drop_all()
 
     def _open(self, model: str, revision: str | None) -> Pipelines:
-        """The pipelines of a model, which is from now on the only one with stages in memory."""
+        """The pipelines of a model."""
         folder = self._find_model(model, revision)
         name = model if revision is None else f"{model}@{revision}"
-        self.residency.drop_others(name)
+        if self.residency.rule.policy != "auto":  # which keeps of other models what the budget has room for
+            self.residency.drop_others(name)
         identity = _identity(folder)
         known = self._models.pop(name, None)
         if known is None or known[0] != identity:  # not seen yet, or fetched anew since
@@ -138,29 +182,74 @@ class DiffusersEngine(Engine):
             self.residency.forget(oldest)
         return known[1]
 
-    def _prepare(self, job: Job, inputs: Mapping[str, bytes]) -> _Request:
-        """Finds out all that can be found out before a stage is loaded."""
-        spec = job.spec
-        pipelines = self._open(spec.model, spec.revision)
-        size = _check_fit(pipelines, spec)
-        pictures = None
-        for reference in spec.pictures:
-            if reference not in inputs:
-                raise ImageInputError(f"the picture {reference} did not come with the job")
-        if spec.init_image is not None:
-            mask = None if spec.mask_image is None else inputs[spec.mask_image]
-            pictures = read_inputs(inputs[spec.init_image], mask, size)
-        controls = tuple(
-            read_picture(inputs[each.image], f"picture for {each.model}", size) for each in spec.controlnets
-        )
-        names = tuple(each.model for each in spec.controlnets)
-        pipeline = pipelines.get(spec.task, safety_checker=spec.safety_checker, controlnets=names)
-        said = prompts.notes(pipeline, spec)
-        return _Request(job, pipelines, pipeline, spec.task, size, pictures, controls, said)
+    # Before the first image.
 
-    def _render_image(self, request: _Request, k: int, on_step: OnStep) -> RenderedImage:
-        start = time.perf_counter()
-        loads, load_seconds = self.residency.loads, self.residency.load_seconds
+    def _prepare(self, job: Job, inputs: Mapping[str, bytes], ahead: Ahead | None) -> Request:
+        pipelines = self._open(job.spec.model, job.spec.revision)
+        request = check(job, pipelines, inputs)
+        self._begin(request)
+        self._encode(request, job.spec, ahead)
+        return request
+
+    def _begin(self, request: Request) -> None:
+        self.residency.begin_job(request.order, request.pixels, self.known_costs.get(request.pipelines.name))
+
+    def _encode(self, request: Request, spec: RenderSpec, ahead: Ahead | None) -> None:
+        """Encodes the job's prompts, and, where the text encoder will have to go again, those of the jobs that wait."""
+        embed = request.embed or request.pipelines.embedder(spec)
+        with torch.inference_mode():
+            if embed is not None:
+                request.prompts = prompts.encode_with(embed, request.pipeline, spec)
+                request.notes += request.prompts.notes
+                return
+            encoder = _encoder(request.pipelines, self._models[request.pipelines.name][0])
+            encoding = prompts.Prompts(request.pipeline, encoder, self._cache)
+            if encoding.are_known(spec):
+                request.prompts = encoding.encode(spec)
+                return
+            with self.residency.together(request.text_encoders) as together:
+                request.prompts = encoding.encode(spec)
+                self.residency.load_ahead(request.unet)
+                if ahead is not None and together and not self.residency.has_room_for(*request.order):
+                    self._look_ahead(encoding, ahead)
+
+    def _look_ahead(self, encoding: prompts.Prompts, ahead: Ahead) -> None:
+        try:
+            for spec in ahead.specs:
+                try:
+                    ahead.between()
+                except Exception as error:
+                    raise _StepFailedError(error) from None
+                encoding.encode(spec)
+        except (RenderkilnError, RuntimeError, ValueError, MemoryError) as error:
+            log.warning("looking ahead ended early: %s", error)  # whose fault it is will be found out in its own job
+
+    # Image by image.
+
+    def _group_size(self, request: Request) -> int:
+        return 1 if self.residency.has_room_for(request.unet, request.decoder) else self._denoise_ahead
+
+    def _denoise_all(
+        self, request: Request, group: Sequence[int], on_step: OnStep, enough: Callable[[], bool]
+    ) -> tuple[list[_Denoised], RenderkilnError | None]:
+        """The images of a group up to where it ends: by itself, when it is enough, or with a failure."""
+        denoised: list[_Denoised] = []
+        for k in group:
+            try:
+                denoised.append(self._typed(partial(self._denoise, request, k, on_step)))
+            except OutOfMemoryError:
+                raise
+            except RenderkilnError as error:
+                if not denoised:
+                    raise
+                return denoised, error
+            if enough():
+                break
+        return denoised, None
+
+    def _denoise(self, request: Request, k: int, on_step: OnStep) -> _Denoised:
+        start, counts = time.perf_counter(), self.residency.counts
+        loads, load_seconds = counts.loads, counts.load_seconds
         spec = request.job.image_spec(k)
 
         def step_done(step: int, num_steps: int) -> None:
@@ -169,89 +258,43 @@ class DiffusersEngine(Engine):
             except Exception as error:
                 raise _StepFailedError(error) from None
 
-        image, flagged = self._run(request, spec, step_done)
-        if flagged:
+        with torch.inference_mode():
+            latents = denoise(request, spec, step_done)
+        seconds = time.perf_counter() - start
+        return _Denoised(k, spec, latents, seconds, counts.loads - loads, counts.load_seconds - load_seconds)
+
+    def _finish(self, request: Request, image: _Denoised) -> RenderedImage:
+        start, counts = time.perf_counter(), self.residency.counts
+        loads, load_seconds = counts.loads, counts.load_seconds
+        decoded, hidden = self._decode(request, image.latents)
+        if hidden:
             raise SafetyFilteredError(
-                f"the model's safety checker hid image {k} (seed {spec.seed}); "
+                f"the model's safety checker hid image {image.k} (seed {image.spec.seed}); "
                 "change the prompt or the seed, or switch safety_checker off"
             )
-        rgb = quality.to_rgb(image)
+        rgb = quality.to_rgb(decoded)
         quality.check_not_black(rgb, dtype=self._info.dtype, device=self._info.device)
         if request.inputs is not None:
             rgb = keep_unmasked(rgb, request.inputs)
+        notes = request.notes
+        if self.residency.needs_tiles(request.decoder):
+            notes += ("Decoded in tiles, as memory was short: flat areas may differ a little from tile to tile.",)
         return RenderedImage(
-            k=k,
-            seed=spec.seed,
+            k=image.k,
+            seed=image.spec.seed,
             width=rgb.shape[1],
             height=rgb.shape[0],
             rgb=np.ascontiguousarray(rgb).tobytes(),
-            seconds=time.perf_counter() - start,
-            loads=self.residency.loads - loads,
-            load_seconds=self.residency.load_seconds - load_seconds,
-            notes=request.notes,
+            seconds=image.seconds + time.perf_counter() - start,
+            loads=image.loads + counts.loads - loads,
+            load_seconds=image.load_seconds + counts.load_seconds - load_seconds,
+            notes=notes,
         )
 
-    def _run(
-        self, request: _Request, spec: RenderSpec, step_done: Callable[[int, int], None]
-    ) -> tuple[torch.Tensor, bool]:
-        """One call of the pipeline: the picture, (1, 3, H, W) in [0, 1], and whether it was found unsafe."""
-        pipeline = request.pipeline
-
-        def after_step(_pipeline: Any, index: int, _timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-            # What will run is only known here: image-to-image leaves steps out, and some schedulers add some.
-            step, num_steps = index + 1, pipeline.num_timesteps
-            quality.check_finite(tensors["latents"], f"after step {step} of {num_steps}")
-            step_done(step, num_steps)
-            return {}
-
+    def _decode(self, request: Request, latents: torch.Tensor) -> tuple[torch.Tensor, bool]:
+        assert request.prompts is not None
         with torch.inference_mode():
-            if request.prompts is None:
-                embed = request.embed or request.pipelines.embedder(spec)
-                request.prompts = prompts.encode(pipeline, spec, embed)
-                request.notes += request.prompts.notes
-            pipeline.scheduler = request.pipelines.schedulers.build(spec.scheduler, spec.seed)
-            output = pipeline(
-                **request.prompts.arguments,
-                **self._task_arguments(request, spec, pipeline.scheduler),
-                num_inference_steps=spec.num_inference_steps,
-                guidance_scale=spec.guidance_scale,
-                generator=noise.generator(spec.seed),
-                output_type="pt",
-                callback_on_step_end=after_step,
-                callback_on_step_end_tensor_inputs=["latents"],
-            )
-        flags = getattr(output, "nsfw_content_detected", None)
-        return output.images, bool(flags and flags[0])
-
-    def _task_arguments(self, request: _Request, spec: RenderSpec, scheduler: Any) -> dict[str, Any]:
-        """What one kind of pipeline takes besides: size, pictures, and a first noise that is not torch's."""
-        width, height = request.size
-        arguments: dict[str, Any] = {}
-        if request.task != "img2img":  # there, the init image has the size
-            arguments |= {"width": width, "height": height}
-        if request.inputs is not None:
-            arguments |= {"image": request.inputs.init, "strength": spec.strength}
-        if request.controls:
-            arguments |= {
-                "image" if request.task == "txt2img" else "control_image": list(request.controls),
-                "controlnet_conditioning_scale": [each.conditioning_scale for each in spec.controlnets],
-                "control_guidance_start": [each.guidance_start for each in spec.controlnets],
-                "control_guidance_end": [each.guidance_end for each in spec.controlnets],
-            }
-        if request.task == "inpaint":
-            arguments["mask_image"] = request.inputs.mask if request.inputs else None
-        if spec.rng == "numpy":
-            scale = request.pipelines.vae_scale_factor
-            shape = (1, request.pipelines.latent_channels, height // scale, width // scale)
-            drawn = noise.numpy_noise(
-                spec.seed, shape, dtype=request.pipelines.latents_dtype, device=request.pipelines.stages.device
-            )
-            # Inpainting at full strength starts from noise alone, as text-to-image does.
-            if request.task == "txt2img" or (request.task == "inpaint" and spec.strength == 1):
-                arguments["latents"] = drawn
-            else:
-                noise.use_noise(scheduler, drawn)
-        return arguments
+            return decode(request.pipeline, latents, request.prompts.arguments["prompt_embeds"].dtype)
 
     def _warm_up(self, model: str, revision: str | None) -> float | None:
         """Renders a step on every stage that a plain job needs; on every one that there is of a converted model."""
@@ -276,8 +319,11 @@ class DiffusersEngine(Engine):
         job = make_job(spec, JobOptions(), batch="self-test", index=0)
         pipeline = pipelines.get(task, safety_checker=True)
         embed = pipelines.test_embedder()
-        request = _Request(job, pipelines, pipeline, task, size, pictures, (), (), embed=embed)
-        image, _ = self._run(request, spec, lambda _step, _num_steps: None)
+        request = Request(job, pipelines, pipeline, task, size, pictures, (), (), embed=embed)
+        self._begin(request)
+        self._encode(request, spec, ahead=None)
+        with torch.inference_mode():
+            image, _ = self._decode(request, denoise(request, spec, lambda _step, _num_steps: None))
         return quality.to_rgb(image)
 
     def _typed(self, work: Callable[[], _T]) -> _T:
@@ -298,30 +344,13 @@ class DiffusersEngine(Engine):
         raise OutOfMemoryError(message)
 
 
-def _check_fit(pipelines: Pipelines, spec: RenderSpec) -> tuple[int, int]:
-    """The size of the picture, (width, height) in pixels.
-
-    Raises:
-        InvalidSpecError: the model cannot do what the spec asks for.
-    """
-    native_width, native_height = pipelines.native_size
-    width, height = spec.width or native_width, spec.height or native_height
-    # Both: diffusers wants pixels in eights, and a latent pixel may be larger than that.
-    unit = max(8, pipelines.vae_scale_factor)
-    sizes = pipelines.stages.sizes
-    if sizes and (width, height) not in sizes:
-        there = ", ".join(f"{each[0]} × {each[1]}" for each in sizes)
-        raise InvalidSpecError(
-            f"{width} × {height}: {spec.model!r} was converted for {there} and has no other size. "
-            "Ask for one of these, or convert it with --sizes"
-        )
-    if width % unit or height % unit:
-        raise InvalidSpecError(f"{width} × {height} does not fit {spec.model!r}: sides must be multiples of {unit}")
-    if pipelines.only_inpaints and spec.task != "inpaint":
-        raise InvalidSpecError(f"{spec.model!r} is made for inpainting: it needs an init_image and a mask_image")
-    pipelines.check(spec)
-    pipelines.schedulers.check(spec.scheduler, spec.num_inference_steps)
-    return width, height
+def _encoder(pipelines: Pipelines, identity: Identity) -> str:
+    """A name for what encodes a model's prompts, which changes with its files and its arithmetic."""
+    info, folder = pipelines.stages.info, identity[0]
+    files = sorted(file for file in folder.glob("text_encoder*/*") if file.is_file())
+    about = [[file.parent.name, file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
+    said = [pipelines.name, str(folder), identity[1], info.engine, info.device, info.dtype, info.variant, about]
+    return hashlib.sha256(json.dumps(said).encode()).hexdigest()
 
 
 def _check_decoded(decoded: torch.Tensor) -> None:

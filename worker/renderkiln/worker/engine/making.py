@@ -19,6 +19,7 @@ from .base import EngineInfo
 from .converted.model_stages import ConvertedModelStages
 from .converted.multilingual import SystemText, SystemTextEncoder
 from .diffusers_engine import DiffusersEngine, FindModel
+from .embeddings import EmbeddingCache
 from .model_stages import ModelStages
 from .torch_engine import torch_options
 from .torch_stages import TorchModelStages
@@ -44,8 +45,10 @@ def make_engine(
     data: DataFolder,
     tuned: Tuned = lambda _model: None,
     system_text: SystemText | None = None,
+    cache: EmbeddingCache | None = None,
+    denoise_ahead: int = 8,
 ) -> DiffusersEngine:
-    """The engine.
+    """The engine. `cache` and `denoise_ahead`: see `DiffusersEngine`.
 
     Raises:
         SettingsError: the device, the precision or the compute unit is not on this machine.
@@ -69,4 +72,5 @@ def make_engine(
 
     wished = choice.wishes.engine
     unopened = EngineInfo(wished, choice.wishes.compute_unit, "float16", attention_slicing=False)
-    return DiffusersEngine(find_model, open_stages, unopened if wished in ("coreml", "coreai") else options.info)
+    info = unopened if wished in ("coreml", "coreai") else options.info
+    return DiffusersEngine(find_model, open_stages, info, cache, denoise_ahead)

@@ -14,9 +14,9 @@ import torch
 
 from renderkiln.schema.spec import RenderSpec
 
+from ..memory.residency import StageLoader
 from ..runtimes.base import Array
 from .base import EngineInfo
-from .residency import StageLoader
 
 
 class ModelStages(Protocol):

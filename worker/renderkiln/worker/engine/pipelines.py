@@ -13,13 +13,14 @@ import torch
 from renderkiln.schema.errors import InvalidSpecError, ModelLoadError
 from renderkiln.schema.spec import RenderSpec
 
+from ..memory.planning import StageKey
+from ..memory.residency import Residency
 from ..runtimes.base import Array
 from ..runtimes.naming import PROJECTION
 from .files import read_json
 from .libraries import diffusers, transformers
 from .model_stages import ModelStages
 from .prompts import Embed
-from .residency import Residency, StageKey
 from .schedulers import SchedulerFactory, is_supported
 from .stages import (
     ControlNetStandIn,

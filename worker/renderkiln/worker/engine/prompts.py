@@ -1,4 +1,4 @@
-"""Encodes a job's prompts, once for all its images, and says what of them will not be heeded."""
+"""Encodes prompts, each text once, and says what of them will not be heeded."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import Any
 import torch
 
 from renderkiln.schema.spec import RenderSpec
+
+from .embeddings import EmbeddingCache, EmbeddingKey, Tensors
 
 
 @dataclass(frozen=True)
@@ -25,47 +27,67 @@ class EncodedPrompts:
 Embed = Callable[[str], tuple[torch.Tensor, int]]
 
 
-def encode(pipeline: Any, spec: RenderSpec, embed: Embed | None = None) -> EncodedPrompts:
-    """Runs the text encoder (or both of SDXL's), exactly as the pipeline itself would.
+class Prompts:
+    """The prompts of one model's specs, encoded exactly as its pipeline would, and kept.
 
     Args:
-        embed: takes the text encoder's place.
+        encoder: see `EmbeddingKey`.
     """
-    guided = _is_guided(pipeline, spec)
-    if embed is not None:
-        return _embedded(spec, embed, guided)
-    encoded = pipeline.encode_prompt(
-        spec.prompt,
-        device=pipeline._execution_device,
-        num_images_per_prompt=1,
-        do_classifier_free_guidance=guided,
-        # Not "": SDXL zeroes the embedding of a negative prompt that was not given.
-        negative_prompt=spec.negative_prompt or None,
-        clip_skip=spec.clip_skip,
-    )
-    names = (
-        "prompt_embeds",
-        "negative_prompt_embeds",
-        "pooled_prompt_embeds",
-        "negative_pooled_prompt_embeds",
-    )
-    return EncodedPrompts(dict(zip(names, encoded, strict=False)))
+
+    def __init__(self, pipeline: Any, encoder: str, cache: EmbeddingCache) -> None:
+        self._pipeline, self._encoder, self._cache = pipeline, encoder, cache
+
+    def are_known(self, spec: RenderSpec) -> bool:
+        """Whether a spec needs no text encoder."""
+        return all(self._cache.get(key) is not None for key in self._keys(spec) if key is not None)
+
+    def encode(self, spec: RenderSpec) -> EncodedPrompts:
+        """Runs the text encoder (or both of SDXL's) for what is not known yet."""
+        positive, negative = self._keys(spec)
+        assert positive is not None
+        tensors = self._known(positive, lambda: self._encode(spec, ()))
+        arguments = dict(zip(("prompt_embeds", "pooled_prompt_embeds"), tensors, strict=False))
+        arguments["negative_prompt_embeds"] = None
+        if negative is not None:
+            tensors = self._known(negative, lambda: self._encode(spec, tensors))
+            names = ("negative_prompt_embeds", "negative_pooled_prompt_embeds")
+            arguments |= dict(zip(names, tensors, strict=False))
+        return EncodedPrompts(arguments)
+
+    def _keys(self, spec: RenderSpec) -> tuple[EmbeddingKey | None, EmbeddingKey | None]:
+        positive = EmbeddingKey(self._encoder, "prompt", spec.prompt, spec.clip_skip)
+        if not is_guided(self._pipeline, spec):
+            return positive, None
+        # clip_skip has no say in it, here as in diffusers; but SDXL's zeros take their shape from the prompt's.
+        return positive, EmbeddingKey(self._encoder, "negative_prompt", spec.negative_prompt, None)
+
+    def _known(self, key: EmbeddingKey, encode: Callable[[], Tensors]) -> Tensors:
+        found = self._cache.get(key)
+        if found is None:
+            found = encode()
+            self._cache.put(key, found)
+        return found
+
+    def _encode(self, spec: RenderSpec, positive: Tensors) -> Tensors:
+        """The prompt's tensors; or the negative prompt's, where those are given: diffusers leaves out what is."""
+        given = dict(zip(("prompt_embeds", "pooled_prompt_embeds"), positive, strict=False))
+        encoded = self._pipeline.encode_prompt(
+            spec.prompt,
+            device=self._pipeline._execution_device,
+            num_images_per_prompt=1,
+            do_classifier_free_guidance=bool(positive),
+            # Not "": SDXL zeroes the embedding of a negative prompt that was not given.
+            negative_prompt=(spec.negative_prompt or None) if positive else None,
+            clip_skip=spec.clip_skip,
+            **given,
+        )
+        # Of prompt, negative prompt and, for SDXL, the pooled ones of both.
+        return tuple(each for each in encoded[1 if positive else 0 :: 2] if each is not None)
 
 
-def notes(pipeline: Any, spec: RenderSpec) -> tuple[str, ...]:
-    """What a person should know about these prompts, in plain sentences; usually nothing."""
-    is_own = spec.text_encoder == "model"  # how much another one reads shows when it has read
-    said = [_cut_off(pipeline.tokenizer, "prompt", spec.prompt)] if is_own else []
-    if spec.negative_prompt:
-        if not _is_guided(pipeline, spec):
-            said.append("The negative prompt has no effect: guidance is off.")
-        elif is_own:
-            said.append(_cut_off(pipeline.tokenizer, "negative prompt", spec.negative_prompt))
-    return tuple(note for note in said if note)
-
-
-def _embedded(spec: RenderSpec, embed: Embed, guided: bool) -> EncodedPrompts:
-    texts = {"prompt": spec.prompt} | ({"negative_prompt": spec.negative_prompt} if guided else {})
+def encode_with(embed: Embed, pipeline: Any, spec: RenderSpec) -> EncodedPrompts:
+    """The same by something that takes the text encoder's place."""
+    texts = {"prompt": spec.prompt} | ({"negative_prompt": spec.negative_prompt} if is_guided(pipeline, spec) else {})
     arguments: dict[str, Any] = {"prompt_embeds": None, "negative_prompt_embeds": None}
     said = []
     for name, text in texts.items():
@@ -77,8 +99,21 @@ def _embedded(spec: RenderSpec, embed: Embed, guided: bool) -> EncodedPrompts:
     return EncodedPrompts(arguments, tuple(said))
 
 
-def _is_guided(pipeline: Any, spec: RenderSpec) -> bool:
-    # As diffusers decides it. A UNet with time_cond_proj_dim (an LCM) is told the scale as an embedding.
+def notes(pipeline: Any, spec: RenderSpec) -> tuple[str, ...]:
+    """What a person should know about these prompts, in plain sentences; usually nothing."""
+    is_own = spec.text_encoder == "model"  # how much another one reads shows when it has read
+    said = [_cut_off(pipeline.tokenizer, "prompt", spec.prompt)] if is_own else []
+    if spec.negative_prompt:
+        if not is_guided(pipeline, spec):
+            said.append("The negative prompt has no effect: guidance is off.")
+        elif is_own:
+            said.append(_cut_off(pipeline.tokenizer, "negative prompt", spec.negative_prompt))
+    return tuple(note for note in said if note)
+
+
+def is_guided(pipeline: Any, spec: RenderSpec) -> bool:
+    """Whether the negative prompt has a say, as diffusers decides it."""
+    # A UNet with time_cond_proj_dim (an LCM) is told the scale as an embedding.
     return spec.guidance_scale > 1 and pipeline.unet.config.time_cond_proj_dim is None
 
 

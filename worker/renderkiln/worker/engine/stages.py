@@ -28,8 +28,10 @@ from typing import Any
 import torch
 from typing_extensions import Self
 
+from ..memory.planning import StageKey
+from ..memory.residency import Residency
+from .decoding import set_tiles
 from .libraries import diffusers
-from .residency import Residency, StageKey
 
 
 class StandIn(torch.nn.Module):  # type: ignore[misc]
@@ -142,10 +144,12 @@ class VaeStandIn(StandIn):
 
     def encode(self, x: torch.Tensor, return_dict: bool = True) -> Any:
         with self._residency.use(self._encoder) as stage:
+            set_tiles(stage, self._residency.needs_tiles(self._encoder))
             return stage.encode(x.to(self.dtype), return_dict=return_dict)
 
     def decode(self, z: torch.Tensor, return_dict: bool = True, generator: torch.Generator | None = None) -> Any:
         with self._residency.use(self._key) as stage:
+            set_tiles(stage, self._residency.needs_tiles(self._key))
             decoded = stage.decode(z.to(self.dtype), return_dict=return_dict, generator=generator)
         self._on_decoded(decoded[0])
         return decoded

@@ -131,6 +131,7 @@ class TorchStageLoader:
     dtype: torch.dtype
     device: torch.device
     attention_slicing: bool = False
+    loads_beside: bool = False
 
     @property
     def size_bytes(self) -> int:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
+import socket
 import traceback
 from collections import deque
-from collections.abc import Mapping
-from multiprocessing.connection import Connection
+from collections.abc import Callable, Mapping
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 import psutil
 
@@ -15,32 +18,44 @@ from renderkiln.home.folder import DataFolder
 from renderkiln.home.models import find_model
 from renderkiln.schema.errors import CanceledError, OutOfMemoryError, RenderFailedError, RenderkilnError
 from renderkiln.schema.jobs import parse_job
-from renderkiln.worker.engine.base import Engine
+from renderkiln.schema.spec import RenderSpec
+from renderkiln.worker.engine.base import Ahead
+from renderkiln.worker.memory.planning import Policy, Rule
+from renderkiln.worker.memory.residency import Measured
 from renderkiln.worker.protocol import (
     Cancel,
     Done,
     Failed,
     FormName,
-    FromRenderer,
+    MemoryOrder,
+    MemoryUse,
     NotReady,
     Picture,
     Ready,
     Render,
     RendererConfig,
+    StageMeasured,
     Step,
     ToRenderer,
     WarmUp,
 )
 
+from .memory_link import MemoryLink
+
+if TYPE_CHECKING:
+    from renderkiln.worker.engine.diffusers_engine import DiffusersEngine
+
 log = logging.getLogger("renderkiln.renderer")
 
 
-def serve(connection: Connection, config: RendererConfig) -> None:
+def serve(connection: Connection, memory_pipe: socket.socket, config: RendererConfig) -> None:
     """Serves orders until the other end of the pipe is closed, which is how a dead supervisor shows."""
-    orders = Orders(connection)
     forms: dict[str, FormName] = {}
     try:
         engine = _make_engine(config, forms)
+        link = MemoryLink(memory_pipe, engine.residency)
+        orders = Orders(connection, link)
+        link.tell("the renderer is up")
         while True:
             order = orders.next()
             if isinstance(order, WarmUp):
@@ -55,13 +70,19 @@ def serve(connection: Connection, config: RendererConfig) -> None:
 class Orders:
     """The supervisor's orders, with those that a running job must hear of picked out."""
 
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
+    def __init__(self, connection: Connection, link: MemoryLink) -> None:
+        self._connection, self._link = connection, link
         self._waiting: deque[ToRenderer] = deque()
 
     def next(self) -> ToRenderer:
         """The next order; waits for it. Raises EOFError when the supervisor is gone."""
-        return self._waiting.popleft() if self._waiting else self._connection.recv()
+        if self._waiting:
+            return self._waiting.popleft()
+        # An idle renderer gives memory back, too, when another program wants it.
+        while self._connection not in wait([self._connection, self._link.fileno()]):
+            self._link.listen()
+        order: ToRenderer = self._connection.recv()
+        return order
 
     def cancel(self) -> Cancel | None:
         """A cancel that has come since the last look; other orders are kept for later."""
@@ -80,18 +101,28 @@ def _note_form(forms: dict[str, FormName], model: str, form: FormName | None) ->
         forms[model] = form
 
 
-def _make_engine(config: RendererConfig, forms: Mapping[str, FormName]) -> Engine:
+def _make_engine(config: RendererConfig, forms: Mapping[str, FormName]) -> DiffusersEngine:
     """The engine; `forms` are looked up when a model is opened."""
+    from renderkiln.worker.engine.embeddings import CacheLimits, EmbeddingCache
     from renderkiln.worker.engine.making import EngineChoice, make_engine
     from renderkiln.worker.models.choosing import Wishes
 
     folder = DataFolder(Path(config.data_dir))
     wishes = Wishes(config.engine, config.compute_unit, config.variant)
     choice = EngineChoice(wishes, config.device, config.dtype)
-    return make_engine(choice, lambda name, revision: find_model(folder, name, revision), folder, forms.get)
+    cache = EmbeddingCache(CacheLimits(config.embeddings_memory, config.embeddings_disk), folder.embeddings)
+    return make_engine(
+        choice,
+        lambda name, revision: find_model(folder, name, revision),
+        folder,
+        forms.get,
+        cache=cache,
+        denoise_ahead=config.denoise_ahead,
+    )
 
 
-def _warm_up(engine: Engine, order: WarmUp, connection: Connection) -> None:
+def _warm_up(engine: DiffusersEngine, order: WarmUp, connection: Connection) -> None:
+    use = _begin_use(engine, order.model, order.memory)
     try:
         warm = engine.warm_up(order.model)
     except Exception as error:  # whatever it is, the supervisor has to hear of it
@@ -104,10 +135,34 @@ def _warm_up(engine: Engine, order: WarmUp, connection: Connection) -> None:
         about["self-test"] = f"{warm.likeness:.0f} dB"
     about["memory"] = f"{psutil.Process().memory_info().rss / 1e9:.2f} GB"
     about |= info.versions
-    connection.send(Ready(order.model, warm.seconds, {name: value for name, value in about.items() if value}))
+    said = {name: value for name, value in about.items() if value}
+    connection.send(Ready(order.model, warm.seconds, said, use()))
 
 
-def _render(engine: Engine, order: Render, orders: Orders, connection: Connection, forms: dict[str, FormName]) -> None:
+def _begin_use(engine: DiffusersEngine, model: str, order: MemoryOrder) -> Callable[[], MemoryUse]:
+    """Sets the rule that an order comes with; gives what will tell what the order took."""
+    residency = engine.residency
+    residency.set_rule(Rule(cast("Policy", order.policy), order.budget_bytes), order.step)
+    engine.known_costs[model] = {
+        stage: Measured(each.load_seconds, each.working_bytes, each.pixels) for stage, each in order.known.items()
+    }
+    counts, before = residency.counts, residency.counts.copy()
+    residency.take_peak()
+
+    def use() -> MemoryUse:
+        measured = {
+            stage: StageMeasured(size, each.load_seconds, each.working_bytes, each.pixels)
+            for stage, (size, each) in residency.measured(model).items()
+        }
+        took = counts.since(before)
+        return MemoryUse(residency.take_peak(), took.loads, took.load_seconds, took.evictions, took.by_stage, measured)
+
+    return use
+
+
+def _render(
+    engine: DiffusersEngine, order: Render, orders: Orders, connection: Connection, forms: dict[str, FormName]
+) -> None:
     stop_after_image = False
 
     def on_step(k: int, step: int, num_steps: int) -> None:
@@ -118,12 +173,30 @@ def _render(engine: Engine, order: Render, orders: Orders, connection: Connectio
         stop_after_image = stop_after_image or cancel is not None
         connection.send(Step(k, step, num_steps))
 
-    answer: FromRenderer = Done()
+    def between() -> None:
+        nonlocal stop_after_image
+        cancel = orders.cancel()
+        if cancel is not None and not cancel.after_image:
+            raise CanceledError("stopped while encoding prompts")
+        stop_after_image = stop_after_image or cancel is not None
+
+    failed: Failed | None = None
+    use: Callable[[], MemoryUse] | None = None
     try:
         job = parse_job(order.job_json)
         _note_form(forms, job.spec.model, order.form)
-        last = max(k for k in range(job.num_images) if k not in order.skip)
-        for image in engine.render(job, order.inputs, skip=frozenset(order.skip), on_step=on_step):
+        use = _begin_use(engine, job.spec.model, order.memory)
+        wanted = {k for k in range(job.num_images) if k not in order.skip}
+        ahead = Ahead([RenderSpec.model_validate_json(each) for each in order.ahead], between)
+        images = engine.render(
+            job,
+            order.inputs,
+            skip=frozenset(order.skip),
+            on_step=on_step,
+            ahead=ahead,
+            enough=lambda: stop_after_image,
+        )
+        for image in images:
             connection.send(
                 Picture(
                     image.k,
@@ -136,13 +209,15 @@ def _render(engine: Engine, order: Render, orders: Orders, connection: Connectio
                     image.notes,
                 )
             )
-            if stop_after_image and image.k != last:
-                raise CanceledError(f"stopped after image {image.k}")
+            wanted.discard(image.k)
+        if wanted:
+            raise CanceledError(f"stopped before image {min(wanted)}")
     except (EOFError, BrokenPipeError, ConnectionResetError):
         raise
     except Exception as error:
-        answer = _failed(error)
-    connection.send(answer)
+        failed = _failed(error)
+    took = use() if use is not None else None
+    connection.send(Done(took) if failed is None else dataclasses.replace(failed, memory=took))
 
 
 def _failed(error: Exception) -> Failed:

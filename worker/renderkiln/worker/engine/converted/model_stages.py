@@ -130,6 +130,7 @@ class ConvertedStageLoader:
     class_name: str
     folder: Path
     open_package: OpenPackage
+    loads_beside: bool = True
 
     @property
     def size_bytes(self) -> int:

@@ -8,7 +8,8 @@ import weakref
 import pytest
 
 from renderkiln.schema.errors import OutOfMemoryError
-from renderkiln.worker.engine.residency import Residency, StageKey
+from renderkiln.worker.memory.planning import StageKey
+from renderkiln.worker.memory.residency import Residency
 
 UNET, VAE, OTHER = StageKey("a", "unet"), StageKey("a", "vae_decoder"), StageKey("b", "unet")
 
@@ -29,6 +30,7 @@ class Loader:
     """Takes two seconds, and fails as often as it is told to."""
 
     size_bytes = 100
+    loads_beside = False
 
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
@@ -72,7 +74,7 @@ def test_loads_once_and_measures(residency: Residency) -> None:
     assert first is second
     (stage,) = residency.loaded()
     assert (stage.model, stage.stage, stage.size_bytes, stage.load_seconds) == ("a", "unet", 100, 2)
-    assert (residency.loads, residency.load_seconds) == (1, 2)
+    assert (residency.counts.loads, residency.counts.load_seconds) == (1, 2)
 
 
 def test_dropping_leaves_no_reference(residency: Residency, dropped: list[float]) -> None:
@@ -87,7 +89,7 @@ def test_dropping_leaves_no_reference(residency: Residency, dropped: list[float]
     assert not residency.drop(UNET)
     assert len(dropped) == 1
     with residency.use(UNET):
-        assert residency.loads == 2
+        assert residency.counts.loads == 2
 
 
 def test_one_model_makes_room_for_another(residency: Residency) -> None:
@@ -108,7 +110,7 @@ def test_a_failed_load_counts_for_nothing(residency: Residency, clock: Clock) ->
     assert residency.loaded() == ()
     with residency.use(UNET):
         assert names(residency) == [("a", "unet")]
-    assert residency.loads == 1
+    assert residency.counts.loads == 1
 
 
 def test_an_error_in_use_gives_the_stage_back(residency: Residency) -> None:

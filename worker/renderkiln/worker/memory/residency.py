@@ -1,0 +1,378 @@
+"""The one owner of loaded stages: loads them on first use, and drops what a rule leaves no room for.
+
+Whoever needs a stage borrows it for as long as one call lasts (`use`); nobody else keeps a reference, so that dropping
+a stage here gives its memory back. Used from one thread; only a load that was begun ahead runs in another.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import time
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from .meter import Meter
+from .planning import Rule, StageCost, StageKey, make_room, tighten
+from .sizes import expected_working
+
+log = logging.getLogger("renderkiln.renderer")
+#: Bytes a second at which a stage is thought to load that was not loaded yet.
+_LOAD_RATE = 1e9
+#: How much the last job counts in how often a stage is needed.
+_RECENT = 0.3
+
+
+@dataclass(frozen=True)
+class LoadedStage:
+    """One model of a pipeline that is in memory."""
+
+    model: str
+    #: text_encoder, text_encoder_2, unet, vae_encoder, vae_decoder, safety_checker, …
+    stage: str
+    #: Of its weights, in the precision in which they are held.
+    size_bytes: int
+    #: What the last load took.
+    load_seconds: float
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a stage was seen to take."""
+
+    load_seconds: float = 0.0
+    #: The most that it took beside its weights, and the pixels of the image at which it did.
+    working_bytes: int = 0
+    pixels: int = 0
+
+
+class StageLoader(Protocol):
+    """Brings one stage into memory; what `load` gives has the calls that `engine/stages.py` asks of a stage."""
+
+    @property
+    def size_bytes(self) -> int:
+        """Size of the weights once loaded; known from files, before loading."""
+
+    @property
+    def loads_beside(self) -> bool:
+        """Whether `load` may run in a thread while another stage is at work."""
+
+    def load(self) -> Any:
+        """Loads the stage. Raises ModelLoadError or OutOfMemoryError, and then leaves nothing behind."""
+
+
+@dataclass
+class _Entry:
+    loader: StageLoader
+    size_bytes: int
+    stage: Any = None
+    borrowed: int = 0
+    load_seconds: float = 0.0
+    working_bytes: int = 0
+    pixels: int = 0
+    uses_per_job: float = 0.0
+    used: bool = False
+    #: A load that was begun ahead.
+    coming: Future[Any] | None = None
+
+    @property
+    def is_held(self) -> bool:
+        return self.stage is not None or self.coming is not None
+
+
+@dataclass
+class Counts:
+    """What the residency did since it began."""
+
+    loads: int = 0
+    #: For which the work had to wait.
+    load_seconds: float = 0.0
+    #: Stages dropped to make room.
+    evictions: int = 0
+    #: Loads by stage.
+    by_stage: dict[str, int] = field(default_factory=dict)
+
+    def copy(self) -> Counts:
+        return Counts(self.loads, self.load_seconds, self.evictions, dict(self.by_stage))
+
+    def since(self, before: Counts) -> Counts:
+        """What was added to an earlier copy."""
+        by_stage = {stage: count - before.by_stage.get(stage, 0) for stage, count in self.by_stage.items()}
+        return Counts(
+            self.loads - before.loads,
+            self.load_seconds - before.load_seconds,
+            self.evictions - before.evictions,
+            {stage: count for stage, count in by_stage.items() if count},
+        )
+
+
+class Residency:
+    """Loads stages on first use, and keeps what its rule has room for.
+
+    Args:
+        after_drop: called after stages were dropped, to hand freed memory back to the system.
+        clock: seconds, monotonic.
+        meter: measures this process.
+    """
+
+    def __init__(
+        self,
+        after_drop: Callable[[], None] = lambda: None,
+        clock: Callable[[], float] = time.perf_counter,
+        meter: Meter | None = None,
+    ) -> None:
+        self._entries: dict[StageKey, _Entry] = {}
+        self._after_drop = after_drop
+        self._clock = clock
+        self._meter = meter or Meter()
+        #: What the process holds beside its stages: before the first of them, and as of the last drop.
+        self._empty_bytes = self._other_bytes = self._meter.now()
+        self._ahead: ThreadPoolExecutor | None = None
+        self._rule, self._step, self._level = Rule(), 0, 0
+        self._order: tuple[StageKey, ...] = ()
+        self._pixels = 0
+        self._together: frozenset[StageKey] = frozenset()
+        self.counts = Counts()
+        #: Called before a stage is put to work: whoever hears of pressure calls `press` from here.
+        self.listen: Callable[[], None] = lambda: None
+        #: Called when what is in memory has changed, with why in plain words.
+        self.on_change: Callable[[str], None] = lambda why: None
+
+    # The rule.
+
+    @property
+    def rule(self) -> Rule:
+        """The rule in force: as it was set, less what pressure and memory that ran out took away."""
+        step = max(self._step, self._level)
+        return tighten(self._rule, step, self.costs(), self._other_bytes) if step else self._rule
+
+    @property
+    def other_bytes(self) -> int:
+        """What the process holds beside its stages, as of the last drop; before one, what it held when it was empty."""
+        return self._other_bytes
+
+    def take_peak(self) -> int:
+        """The most that the process held since this was asked last, in bytes."""
+        return self._meter.take_highest()
+
+    def set_rule(self, rule: Rule, step: int = 0) -> None:
+        """Sets the rule for the jobs that come. `step`: see `planning.tighten`."""
+        self._rule, self._step = rule, step
+
+    def press(self, level: int) -> None:
+        """Heeds the system's memory pressure: 0 none, 1 drop what is idle, 2 one stage at a time from now on.
+
+        What is dropped under 1 comes back as it is needed, as far as the tightened rule has room for it.
+        """
+        rises, self._level = level > self._level, level
+        if rises and self._rule.policy == "auto":
+            self._drop([key for key, entry in self._entries.items() if not entry.borrowed], "memory pressure")
+
+    def begin_job(self, order: Sequence[StageKey], pixels: int, known: Mapping[str, Measured] | None = None) -> None:
+        """Says which stages the next job puts to work, in their order, and for how large an image.
+
+        Args:
+            known: what was measured of these stages on this machine before, by stage.
+        """
+        wanted = {key for key in order if key in self._entries}
+        for key, entry in self._entries.items():
+            entry.uses_per_job += _RECENT * (float(entry.used) - entry.uses_per_job)
+            if key in wanted and key not in self._order:
+                entry.uses_per_job = 1.0
+            entry.used = False
+        self._order, self._pixels = tuple(key for key in order if key in wanted), pixels
+        for key in self._order:
+            entry, found = self._entries[key], (known or {}).get(key.stage)
+            if found is not None and entry.load_seconds == 0:
+                entry.load_seconds = found.load_seconds
+                entry.working_bytes, entry.pixels = found.working_bytes, found.pixels
+
+    def costs(self) -> list[StageCost]:
+        """What the stages of the job at hand take, at its size of image, in the order in which it needs them."""
+        return [self._cost(key) for key in self._order if key in self._entries]
+
+    def measured(self, model: str) -> dict[str, tuple[int, Measured]]:
+        """The size in bytes, and what was measured, of a model's stages, of those that were loaded once."""
+        return {
+            key.stage: (entry.size_bytes, Measured(entry.load_seconds, entry.working_bytes, entry.pixels))
+            for key, entry in self._entries.items()
+            if key.model == model and entry.load_seconds > 0
+        }
+
+    def _cost(self, key: StageKey) -> StageCost:
+        entry = self._entries[key]
+        working = entry.working_bytes * max(1.0, self._pixels / entry.pixels) if entry.pixels else None
+        return StageCost(
+            key,
+            entry.size_bytes,
+            expected_working(key.stage, entry.size_bytes, self._pixels) if working is None else int(working),
+            entry.load_seconds or entry.size_bytes / _LOAD_RATE,
+            entry.uses_per_job,
+        )
+
+    # Stages.
+
+    def add(self, key: StageKey, loader: StageLoader) -> None:
+        """Makes a stage known; loads nothing. What another loader of that key had loaded is dropped."""
+        self.drop(key)
+        self._entries[key] = _Entry(loader, loader.size_bytes)
+
+    @contextmanager
+    def use(self, key: StageKey) -> Iterator[Any]:
+        """Lends a stage for the length of a `with` block: makes room for it, and loads it first if need be.
+
+        Raises:
+            ModelLoadError, OutOfMemoryError: it could not be loaded; it then counts as not loaded.
+        """
+        self.listen()
+        entry = self._entries[key]
+        entry.used = True
+        self._make_room(key)
+        if entry.stage is None:
+            self._load(key, entry)
+        entry.borrowed += 1
+        before = self._meter.begin()
+        try:
+            yield entry.stage
+        finally:
+            entry.borrowed -= 1
+            self._note_working(key, entry, before)
+
+    def load_ahead(self, key: StageKey) -> bool:
+        """Begins to load a stage beside the work at hand, if it is known and there is room for both."""
+        entry = self._entries.get(key)
+        if entry is None or entry.is_held or not entry.loader.loads_beside or self.rule.policy == "jit" or self._to_drop(key):
+            return False
+        self._ahead = self._ahead or ThreadPoolExecutor(1, thread_name_prefix="load-ahead")
+        entry.coming = self._ahead.submit(self._timed_load, entry.loader)
+        return True
+
+    def loaded(self) -> tuple[LoadedStage, ...]:
+        """The stages in memory, in the order in which they became known."""
+        return tuple(
+            LoadedStage(key.model, key.stage, entry.size_bytes, entry.load_seconds)
+            for key, entry in self._entries.items()
+            if entry.stage is not None
+        )
+
+    def has_room_for(self, *keys: StageKey) -> bool:
+        """Whether these stages may be in memory together, each at work in turn."""
+        costs = [self._cost(key) for key in keys if key in self._entries]
+        return not any(make_room(each, costs, (), self.rule, self._other_bytes) for each in costs)
+
+    @contextmanager
+    def together(self, keys: Sequence[StageKey]) -> Iterator[bool]:
+        """Has stages that are used in turn stay until the block ends, where that takes no more than is taken anyway.
+
+        The two text encoders of SDXL would otherwise make way for each other with every prompt. Yields whether they
+        stay, or need not as there is only one.
+        """
+        costs = [self._cost(key) for key in keys if key in self._entries]
+        rule = self.rule
+        need = sum(each.size_bytes for each in costs) + max((each.working_bytes for each in costs), default=0)
+        room = need
+        if rule.policy == "jit":
+            room = max((each.at_work_bytes for each in self.costs()), default=0)
+        elif rule.policy == "auto" and rule.budget_bytes is not None:
+            room = rule.budget_bytes - self._other_bytes
+        stay = len(costs) > 1 and need <= room
+        self._together = frozenset(keys) if stay else frozenset()
+        try:
+            yield stay or len(costs) <= 1
+        finally:
+            self._together = frozenset()
+
+    def needs_tiles(self, key: StageKey) -> bool:
+        """Whether a VAE is to work in tiles: as a last resort, or where it would go over the budget all by itself."""
+        rule = self.rule
+        if rule.policy == "resident" or rule.budget_bytes is None:
+            return rule.in_tiles
+        return rule.in_tiles or self._other_bytes + self._cost(key).at_work_bytes > rule.budget_bytes
+
+    def drop(self, key: StageKey) -> bool:
+        """Drops a stage, if it is loaded; says whether it was. Raises RuntimeError while it is lent."""
+        return self._drop([key])
+
+    def drop_others(self, model: str) -> bool:
+        """Drops the stages of every other model."""
+        return self._drop([key for key in self._entries if key.model != model])
+
+    def drop_all(self) -> bool:
+        """Drops every stage that is loaded."""
+        return self._drop(list(self._entries))
+
+    def forget(self, model: str) -> None:
+        """Drops a model's stages and its loaders."""
+        mine = [key for key in self._entries if key.model == model]
+        self._drop(mine)
+        for key in mine:
+            del self._entries[key]
+
+    def _to_drop(self, key: StageKey) -> tuple[StageKey, ...]:
+        held = [self._cost(each) for each, entry in self._entries.items() if entry.is_held]
+        at_work = {each for each, entry in self._entries.items() if entry.borrowed} | self._together
+        return make_room(self._cost(key), held, at_work, self.rule, self._other_bytes)
+
+    def _make_room(self, key: StageKey) -> None:
+        drops = self._to_drop(key)
+        if drops:
+            self.counts.evictions += len(drops)
+            self._drop(list(drops), f"room for {key.stage}")
+
+    def _timed_load(self, loader: StageLoader) -> tuple[Any, float]:
+        start = self._clock()
+        stage = loader.load()
+        return stage, self._clock() - start
+
+    def _load(self, key: StageKey, entry: _Entry) -> None:
+        coming, entry.coming = entry.coming, None
+        waited = self._clock()
+        entry.stage, entry.load_seconds = coming.result() if coming is not None else self._timed_load(entry.loader)
+        self.counts.loads += 1
+        self.counts.load_seconds += self._clock() - waited
+        self.counts.by_stage[key.stage] = self.counts.by_stage.get(key.stage, 0) + 1
+        self.on_change(f"{key.stage} loaded")
+
+    def _note_working(self, key: StageKey, entry: _Entry, before: int) -> None:
+        working = self._meter.end() - before
+        if self.needs_tiles(key) or any(each.coming is not None for each in self._entries.values()):
+            return  # not what it takes in one piece, or not its own alone
+        if self._pixels >= entry.pixels and working > entry.working_bytes:
+            entry.working_bytes, entry.pixels = working, self._pixels
+
+    def _drop(self, keys: list[StageKey], why: str = "") -> bool:
+        entries = [self._entries[key] for key in keys if key in self._entries]
+        held = [entry for entry in entries if entry.is_held]
+        if any(entry.borrowed for entry in held):
+            raise RuntimeError(f"cannot drop a stage that is at work, one of {[key.stage for key in keys]}")
+        for entry in held:
+            if entry.coming is not None:
+                entry.coming.exception()  # waits: nothing may be left that comes into memory later
+                entry.coming = None
+            _let_go(entry)
+        if held:
+            self._after_drop()
+            weights = sum(entry.size_bytes for entry in self._entries.values() if entry.is_held)
+            self._other_bytes = max(self._empty_bytes, self._meter.now() - weights)
+            names = ", ".join(key.stage for key in keys if key in self._entries)
+            self.on_change(f"{names} dropped: {why}" if why else f"{names} dropped")
+        return bool(held)
+
+
+def _let_go(entry: _Entry) -> None:
+    """Drops the one reference to a stage; says so where another one keeps it in memory."""
+    try:
+        last = weakref.ref(entry.stage)
+    except TypeError:  # not every kind of stage can be watched
+        last = None
+    entry.stage = None
+    if last is not None and last() is not None:
+        gc.collect()  # it was part of a cycle
+        if last() is not None:
+            log.warning(
+                "memory leak: a stage (%.0f MB) was dropped and something still holds it", entry.size_bytes / 1e6
+            )
