@@ -12,8 +12,8 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from renderkiln.schema.errors import ModelLoadError
-from renderkiln.worker.engine.files import find_weights
 from renderkiln.worker.engine.torch_engine import TorchEngine
+from renderkiln.worker.models.weights import find_weights
 
 from . import models
 from .conftest import Renderer

@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 from renderkiln.schema import errors
 from renderkiln.worker.engine import torch_engine
 from renderkiln.worker.engine.libraries import diffusers
-from renderkiln.worker.memory.planning import StageKey
 from renderkiln.worker.engine.torch_engine import TorchEngine
+from renderkiln.worker.memory.planning import StageKey
 
 from . import models
 from .conftest import Renderer

@@ -42,6 +42,8 @@ class BatchView:
     images_done: int = 0
     jobs_ended: int = 0
     failed: list[JobResult] = field(default_factory=list)
+    #: Attempts that failed, of jobs that are tried again: what happened, in the order in which it did.
+    setbacks: list[str] = field(default_factory=list)
     canceled: int = 0
     running: dict[str, Running] = field(default_factory=dict)
     #: Redis does not answer just now: all this is as it was before.
@@ -144,6 +146,8 @@ class Watcher:
                 view.running[event.job_id] = self._running(event.job_id, event.worker)
         elif isinstance(event, Returned):
             view.running.pop(event.job_id, None)
+            if event.failure is not None:
+                view.setbacks.append(f"job {event.job_id}: {event.failure.kind}: {event.failure.message}")
         elif isinstance(event, Progress) and self._is_open(event.job_id):
             running = view.running.get(event.job_id)
             if running is None:

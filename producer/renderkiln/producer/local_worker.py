@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from renderkiln.home.flags import RENDERING
 from renderkiln.home.folder import DataFolder
 from renderkiln.home.settings import Settings
 from renderkiln.schema.errors import WorkerUnavailableError
@@ -53,8 +54,9 @@ class LocalWorker:
         # If we are killed, the worker finishes what is queued, and ends.
         command += ["--owner", str(os.getpid())]
         command += ["--data-dir", str(self._settings.data_dir), "--out", self._out]
-        for name in ("engine", "device", "compute_unit", "variant"):
-            command += [f"--{name.replace('_', '-')}", getattr(self._settings, name)]
+        for name in RENDERING:
+            value = getattr(self._settings, name)
+            command += [] if value is None else [f"--{name.replace('_', '-')}", str(value)]
         with self.log.open("ab") as log:
             # A session of its own: Ctrl-C in the terminal is for us, and we tell the worker.
             self._process = subprocess.Popen(

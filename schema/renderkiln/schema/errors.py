@@ -184,6 +184,13 @@ class OutOfMemoryError(RenderFailedError):
     kind = "out_of_memory"
 
 
+class ModelTooLargeError(OutOfMemoryError):
+    """Raised when a model could not be rendered in the memory that there is, even stage by stage; nothing was tried."""
+
+    kind = "model_too_large"
+    exit_code = EXIT_BAD_INPUT
+
+
 class ModelLoadError(RenderFailedError):
     """Raised when a model folder is there but cannot be loaded: a file is missing, truncated or of no known kind."""
 
@@ -227,9 +234,17 @@ class MeasurementError(RenderkilnError):
 
 
 class RendererDiedError(RenderFailedError):
-    """Raised when the renderer process ended in mid-job, by a crash or by the system's memory killer."""
+    """Raised when the renderer process ended in mid-job, by a crash or by the system's memory killer.
+
+    Attributes:
+        signal: the number of the signal that ended it, if one did.
+    """
 
     kind = "renderer_died"
+
+    def __init__(self, message: str, *, signal: int | None = None) -> None:
+        self.signal = signal
+        super().__init__(message)
 
 
 class DeadlinePassedError(RenderFailedError):

@@ -162,7 +162,7 @@ def _check_coreai() -> Finding:
 
 
 def _check_weights(folder: Path) -> None:
-    from .engine.files import find_weights
+    from .models.weights import find_weights
 
     for component in ("text_encoder", "unet", "vae"):
         find_weights(folder / component, half=True)
@@ -170,7 +170,7 @@ def _check_weights(folder: Path) -> None:
 
 def _check_stages(folder: Path, form: Form) -> None:
     from .engine.converted.interface import check_manifest
-    from .engine.files import read_json
+    from .models.weights import read_json
     from .runtimes import manifest
 
     vae = read_json(folder / "vae" / "config.json")

@@ -10,10 +10,11 @@ import json
 import logging
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TextIO
 
 import typer
 
+from renderkiln.home import flags
 from renderkiln.home.settings import Settings, check_system, load
 
 from .convert.apple import AppleCommand
@@ -37,14 +38,12 @@ def add_commands(app: typer.Typer) -> None:
 def worker(
     data_dir: Annotated[Path | None, typer.Option(help="Folder of ledger, server and models.")] = None,
     out: Annotated[str | None, typer.Option(help="The store: a folder or an fsspec URL.")] = None,
-    engine: Annotated[str | None, typer.Option(help="What runs the stages: auto, torch, coreml or coreai.")] = None,
-    device: Annotated[str | None, typer.Option(help="Of the torch engine: auto, mps, cuda or cpu.")] = None,
-    compute_unit: Annotated[
-        str | None, typer.Option(help="Of Core ML: auto, cpu_and_ne, cpu_and_gpu, cpu_only, all or reference.")
-    ] = None,
-    variant: Annotated[
-        str | None, typer.Option(help="Of a converted model: auto, original, split-einsum or split-einsum-v2.")
-    ] = None,
+    engine: flags.Engine = None,
+    device: flags.Device = None,
+    compute_unit: flags.ComputeUnit = None,
+    variant: flags.Variant = None,
+    memory: flags.Memory = None,
+    memory_budget: flags.MemoryBudget = None,
     model: Annotated[list[str] | None, typer.Option(help="Listen for this model only (repeatable).")] = None,
     warm: Annotated[str | None, typer.Option(help="Model to load at start; the default model unless told.")] = None,
     name: Annotated[str | None, typer.Option(help="The worker's name; host and process id unless told.")] = None,
@@ -56,21 +55,32 @@ def worker(
     The first Ctrl-C finishes the image at hand and gives the rest of its job back; the second stops at once. No work is
     lost either way.
 
-    Example: RENDERKILN_REDIS_URL=redis://:secret@mini-1:6379 renderkiln worker --out s3://renders
+    Example: RENDERKILN_REDIS_URL=redis://:secret@mini-1:6379 renderkiln worker --out s3://renders --memory-budget 6GB
     """
-    chosen = {"engine": engine, "device": device, "compute_unit": compute_unit, "variant": variant}
-    settings = load(data_dir=data_dir, out=out, **chosen)
+    settings = load(
+        data_dir=data_dir,
+        out=out,
+        engine=engine,
+        device=device,
+        compute_unit=compute_unit,
+        variant=variant,
+        memory=memory,
+        memory_budget=memory_budget,
+    )
     say_what_is_missing("a worker", RENDERING, "worker")
     check_system(settings)
     _log_to_stderr(settings)
     from renderkiln.home.connect import connect
 
+    from .supervisor.memory.display import live_memory
     from .supervisor.service import WorkerOptions, run_worker
 
     connection = connect(settings)
     logging.getLogger("renderkiln.supervisor").info("connected to %s", connection.where)
     options = WorkerOptions(name=name, models=tuple(model or ()), burst=burst, warm=warm, owner=owner)
-    run_worker(settings, connection, options)
+    # On a terminal that a person looks at, what is in memory stands below the log.
+    with live_memory(sys.stderr.isatty() and settings.log_format == "human") as on_view:
+        run_worker(settings, connection, options, on_view)
 
 
 class _JsonLines(logging.Formatter):
@@ -86,8 +96,16 @@ class _JsonLines(logging.Formatter):
         return json.dumps(line)
 
 
+class _ToStderr(logging.StreamHandler[TextIO]):
+    """To whatever standard error is just now: a live display puts itself in its place."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.stream = sys.stderr
+        super().emit(record)
+
+
 def _log_to_stderr(settings: Settings) -> None:
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _ToStderr()
     human = logging.Formatter("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S")
     handler.setFormatter(_JsonLines() if settings.log_format == "json" else human)
     logger = logging.getLogger("renderkiln")

@@ -200,15 +200,15 @@ class Resident:
     Attributes:
         stages: model, stage and bytes of weights of each stage that is loaded.
         other_bytes: what the process holds beside them, as of the last time that it gave memory back.
-        loads, evictions: since the renderer began.
+        loads, drops: of each stage, by its name, since the renderer began.
         policy: the one in force, under whatever pressure there is.
         why: what has just changed, in plain words.
     """
 
     stages: tuple[tuple[str, str, int], ...]
     other_bytes: int
-    loads: int
-    evictions: int
+    loads: Mapping[str, int]
+    drops: Mapping[str, int]
     policy: str
     why: str
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn
@@ -17,11 +17,21 @@ LINE_EVERY = 5.0
 
 
 def show(console: Console, views: Iterable[BatchView]) -> None:
-    """Shows views until they end."""
+    """Shows views until they end, and says what went wrong on the way."""
+    views = _with_setbacks(console, views)
     if console.is_terminal:
         _bars(console, views)
     else:
         _lines(console, views)
+
+
+def _with_setbacks(console: Console, views: Iterable[BatchView]) -> Iterator[BatchView]:
+    said = 0
+    for view in views:
+        for setback in view.setbacks[said:]:
+            say(console, f"tried again: {setback}")
+        said = len(view.setbacks)
+        yield view
 
 
 def _bars(console: Console, views: Iterable[BatchView]) -> None:

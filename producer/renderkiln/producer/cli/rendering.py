@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from renderkiln.home import flags
 from renderkiln.schema.errors import EXIT_FAILED, EXIT_INTERRUPTED
 
 from .options import PROMPTS_HELP, AsJson, DataDir, Out, RequestOptions, with_request
@@ -38,14 +39,12 @@ def render(
     *,
     request: RequestOptions,
     out: Out = None,
-    engine: Annotated[str | None, typer.Option(help="What runs the stages: auto, torch, coreml or coreai.")] = None,
-    device: Annotated[str | None, typer.Option(help="Of the torch engine: auto, mps, cuda or cpu.")] = None,
-    compute_unit: Annotated[
-        str | None, typer.Option(help="Of Core ML: auto, cpu_and_ne, cpu_and_gpu, cpu_only, all or reference.")
-    ] = None,
-    variant: Annotated[
-        str | None, typer.Option(help="Of a converted model: auto, original, split-einsum or split-einsum-v2.")
-    ] = None,
+    engine: flags.Engine = None,
+    device: flags.Device = None,
+    compute_unit: flags.ComputeUnit = None,
+    variant: flags.Variant = None,
+    memory: flags.Memory = None,
+    memory_budget: flags.MemoryBudget = None,
     data_dir: DataDir = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be rendered, and stop.")] = False,
     as_json: AsJson = False,
@@ -67,7 +66,14 @@ def render(
     from .preparing import prepare
 
     settings = load(
-        data_dir=data_dir, out=out, engine=engine, device=device, compute_unit=compute_unit, variant=variant
+        data_dir=data_dir,
+        out=out,
+        engine=engine,
+        device=device,
+        compute_unit=compute_unit,
+        variant=variant,
+        memory=memory,
+        memory_budget=memory_budget,
     )
     store = store_for_jobs(settings.out)
     carrier = InputCarrier(DataFolder(settings.data_dir))

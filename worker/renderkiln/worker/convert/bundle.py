@@ -17,7 +17,7 @@ from pathlib import Path
 
 from renderkiln.schema.errors import ConversionError
 
-from ..engine.files import read_json
+from ..models.weights import read_json
 from ..runtimes.manifest import Manifest
 from ..runtimes.naming import XCODE_NAMES
 

@@ -143,7 +143,7 @@ def _size(
     source: Source, pixels: tuple[int | None, int | None], latents: tuple[int | None, int | None]
 ) -> tuple[int, int]:
     """Width and height in pixels: what was given in pixels, or as Apple counts in latents, or the model's own."""
-    from ..engine.files import read_json
+    from ..models.weights import read_json
     from .source import component_folder
 
     scale = 2 ** (len(read_json(component_folder(source, "vae") / "config.json")["block_out_channels"]) - 1)

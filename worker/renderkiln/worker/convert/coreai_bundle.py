@@ -10,7 +10,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from ..engine.files import read_json
+from ..models.weights import read_json
 from ..runtimes.coreai.bundle import FILE_NAME, KIND, TYPES, VERSION
 from ..runtimes.manifest import Manifest
 from .small_files import write_json

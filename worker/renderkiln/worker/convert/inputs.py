@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..engine.files import read_json
 from ..engine.libraries import transformers
+from ..models.weights import read_json
 from ..runtimes.base import Array, TensorInfo
 from .loading import load_component, load_controlnet
 from .options import Lora

@@ -11,8 +11,8 @@ import torch
 
 from renderkiln.schema.errors import ModelLoadError, RenderkilnError
 
-from ..engine.files import find_weights, read_json
 from ..engine.libraries import diffusers, transformers
+from ..models.weights import find_weights, read_json
 from .lora import fuse_lora, read_lora
 from .options import Lora
 from .plan import PROJECTION, StagePlan

@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..engine.files import read_json
 from ..models.hub import COMPONENTS, SMALL_FOLDERS, SMALL_SUFFIXES
+from ..models.weights import read_json
 from ..runtimes.naming import controlnet_stage
 from .source import Source, component_folder
 

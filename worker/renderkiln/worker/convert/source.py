@@ -17,9 +17,9 @@ from renderkiln.home.models import find_model
 from renderkiln.home.origin import read_origin
 from renderkiln.schema.errors import BadInputError, ModelNotFoundError, UnsupportedModelError
 
-from ..engine.files import find_weights, read_json
 from ..models.choosing import is_converted_only
 from ..models.hub import REPOSITORY
+from ..models.weights import find_weights, read_json
 from . import hub
 from .checkpoint import check_fits, refuse_other_kinds, repository_of
 from .facts import ControlNetFacts, Family, ModelFacts, ProjectionFacts

@@ -15,9 +15,9 @@ from renderkiln.schema.spec import RenderSpec
 
 from ..memory.planning import StageKey
 from ..memory.residency import Residency
+from ..models.weights import read_json
 from ..runtimes.base import Array
 from ..runtimes.naming import PROJECTION
-from .files import read_json
 from .libraries import diffusers, transformers
 from .model_stages import ModelStages
 from .prompts import Embed

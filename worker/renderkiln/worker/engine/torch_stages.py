@@ -14,11 +14,11 @@ import torch
 from renderkiln.schema.errors import InvalidSpecError, ModelLoadError, OutOfMemoryError
 from renderkiln.schema.spec import RenderSpec
 
+from ..models.weights import Weights, find_weights, read_json
 from ..runtimes.base import Array
 from ..runtimes.naming import PROJECTION
 from .base import EngineInfo
 from .device import is_out_of_memory
-from .files import Weights, find_weights, read_json
 from .libraries import diffusers, transformers
 
 #: The classes that a component may be of, by the name that model_index.json gives.

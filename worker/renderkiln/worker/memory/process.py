@@ -1,9 +1,11 @@
 """Temporary."""
 
 from __future__ import annotations
+
 import ctypes
-import psutil
 from pathlib import Path
+
+import psutil
 
 _libc = ctypes.CDLL(None)
 

@@ -13,16 +13,14 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from .meter import Meter
 from .planning import Rule, StageCost, StageKey, make_room, tighten
-from .sizes import expected_working
+from .sizes import LOAD_RATE, expected_working
 
 log = logging.getLogger("renderkiln.renderer")
-#: Bytes a second at which a stage is thought to load that was not loaded yet.
-_LOAD_RATE = 1e9
 #: How much the last job counts in how often a stage is needed.
 _RECENT = 0.3
 
@@ -95,19 +93,25 @@ class Counts:
     evictions: int = 0
     #: Loads by stage.
     by_stage: dict[str, int] = field(default_factory=dict)
+    #: Stages dropped, for whatever reason, by stage.
+    drops_by_stage: dict[str, int] = field(default_factory=dict)
 
     def copy(self) -> Counts:
-        return Counts(self.loads, self.load_seconds, self.evictions, dict(self.by_stage))
+        return replace(self, by_stage=dict(self.by_stage), drops_by_stage=dict(self.drops_by_stage))
 
     def since(self, before: Counts) -> Counts:
         """What was added to an earlier copy."""
-        by_stage = {stage: count - before.by_stage.get(stage, 0) for stage, count in self.by_stage.items()}
         return Counts(
             self.loads - before.loads,
             self.load_seconds - before.load_seconds,
             self.evictions - before.evictions,
-            {stage: count for stage, count in by_stage.items() if count},
+            _less(self.by_stage, before.by_stage),
+            _less(self.drops_by_stage, before.drops_by_stage),
         )
+
+
+def _less(now: Mapping[str, int], before: Mapping[str, int]) -> dict[str, int]:
+    return {stage: count - before.get(stage, 0) for stage, count in now.items() if count > before.get(stage, 0)}
 
 
 class Residency:
@@ -147,7 +151,7 @@ class Residency:
     @property
     def rule(self) -> Rule:
         """The rule in force: as it was set, less what pressure and memory that ran out took away."""
-        step = max(self._step, self._level)
+        step = max(self._step, self._level) if self._rule.policy == "auto" else self._step
         return tighten(self._rule, step, self.costs(), self._other_bytes) if step else self._rule
 
     @property
@@ -210,7 +214,7 @@ class Residency:
             key,
             entry.size_bytes,
             expected_working(key.stage, entry.size_bytes, self._pixels) if working is None else int(working),
-            entry.load_seconds or entry.size_bytes / _LOAD_RATE,
+            entry.load_seconds or entry.size_bytes / LOAD_RATE,
             entry.uses_per_job,
         )
 
@@ -245,7 +249,13 @@ class Residency:
     def load_ahead(self, key: StageKey) -> bool:
         """Begins to load a stage beside the work at hand, if it is known and there is room for both."""
         entry = self._entries.get(key)
-        if entry is None or entry.is_held or not entry.loader.loads_beside or self.rule.policy == "jit" or self._to_drop(key):
+        if (
+            entry is None
+            or entry.is_held
+            or not entry.loader.loads_beside
+            or self.rule.policy == "jit"
+            or self._to_drop(key)
+        ):
             return False
         self._ahead = self._ahead or ThreadPoolExecutor(1, thread_name_prefix="load-ahead")
         entry.coming = self._ahead.submit(self._timed_load, entry.loader)
@@ -345,11 +355,12 @@ class Residency:
             entry.working_bytes, entry.pixels = working, self._pixels
 
     def _drop(self, keys: list[StageKey], why: str = "") -> bool:
-        entries = [self._entries[key] for key in keys if key in self._entries]
-        held = [entry for entry in entries if entry.is_held]
-        if any(entry.borrowed for entry in held):
-            raise RuntimeError(f"cannot drop a stage that is at work, one of {[key.stage for key in keys]}")
-        for entry in held:
+        held = {key: self._entries[key] for key in keys if key in self._entries and self._entries[key].is_held}
+        names = ", ".join(key.stage for key in held)
+        if any(entry.borrowed for entry in held.values()):
+            raise RuntimeError(f"cannot drop a stage that is at work, one of {names}")
+        for key, entry in held.items():
+            self.counts.drops_by_stage[key.stage] = self.counts.drops_by_stage.get(key.stage, 0) + 1
             if entry.coming is not None:
                 entry.coming.exception()  # waits: nothing may be left that comes into memory later
                 entry.coming = None
@@ -358,7 +369,6 @@ class Residency:
             self._after_drop()
             weights = sum(entry.size_bytes for entry in self._entries.values() if entry.is_held)
             self._other_bytes = max(self._empty_bytes, self._meter.now() - weights)
-            names = ", ".join(key.stage for key in keys if key in self._entries)
             self.on_change(f"{names} dropped: {why}" if why else f"{names} dropped")
         return bool(held)
 

@@ -14,7 +14,6 @@ from typing import Any
 from renderkiln.schema.errors import ModelLoadError, UnsupportedModelError, WorkerUnavailableError
 
 from ..engine.converted.interface import check_manifest
-from ..engine.files import read_json
 from ..needs import say_what_is_missing
 from ..runtimes import manifest as manifests
 from ..runtimes.coreai.asset import Asset
@@ -25,6 +24,7 @@ from ..runtimes.model_files import ModelFiles
 from .apple import ASSET, COMPILED, PACKAGE, part_of
 from .hub import INDEX
 from .layout import COREAI, Variant
+from .weights import read_json
 
 _HAS_ATTENTION = ("unet", "control-unet")
 

@@ -27,11 +27,11 @@ from renderkiln.schema.errors import (
     ModelNotFoundError,
 )
 
-from ..engine.files import find_weights, read_json
 from ..runtimes import manifest as manifests
 from .fetch import full_disk_as_ours, record_of
 from .hub import COMPONENTS, INDEX
 from .layout import variants
+from .weights import find_weights, read_json
 
 _COMING = ".coming"
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)

@@ -39,8 +39,8 @@ class MemoryLink:
         message = Resident(
             stages=tuple((each.model, each.stage, each.size_bytes) for each in residency.loaded()),
             other_bytes=residency.other_bytes,
-            loads=residency.counts.loads,
-            evictions=residency.counts.evictions,
+            loads=residency.counts.by_stage,
+            drops=residency.counts.drops_by_stage,
             policy=residency.rule.policy,
             why=why,
         )

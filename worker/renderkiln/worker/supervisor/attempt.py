@@ -8,6 +8,7 @@ signals are heard while a store is slow, a renderer is stuck, or the ledger is l
 from __future__ import annotations
 
 import logging
+import signal
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -21,7 +22,19 @@ from renderkiln.home.pictures.naming import file_name
 from renderkiln.home.store import Store
 from renderkiln.schema import errors
 from renderkiln.schema.jobs import Failure, ImageResult, Job
-from renderkiln.worker.protocol import Cancel, Done, Failed, FormName, NotReady, Picture, Ready, Render, Step
+from renderkiln.worker.protocol import (
+    Cancel,
+    Done,
+    Failed,
+    FormName,
+    MemoryOrder,
+    MemoryUse,
+    NotReady,
+    Picture,
+    Ready,
+    Render,
+    Step,
+)
 
 from .child import Renderer
 from .delivery import Delivery
@@ -61,6 +74,12 @@ class Outcome:
     given_back: bool = False
     #: Another worker has the job; nothing more is this one's to say.
     lost: bool = False
+    #: Memory ran out, or the renderer was killed as whoever takes too much of it is.
+    ran_out: bool = False
+    #: The job is tried again with less memory: what is to be different, as a sentence.
+    tightened: str | None = None
+    #: What it took, where the renderer lived to tell.
+    memory: MemoryUse | None = None
     load_seconds: float = 0.0
     render_seconds: float = 0.0
     write_seconds: float = 0.0
@@ -69,6 +88,12 @@ class Outcome:
     def timings(self) -> dict[str, float]:
         names = ("load_seconds", "render_seconds", "write_seconds")
         return {name: round(getattr(self, name), 6) for name in names}
+
+    @property
+    def memory_taken(self) -> dict[str, int] | None:
+        if self.memory is None:
+            return None
+        return {name: getattr(self.memory, name) for name in ("peak_bytes", "loads", "evictions")}
 
 
 @dataclass(frozen=True)
@@ -88,6 +113,10 @@ class Surroundings:
     form_of: Callable[[str], FormName | None]
     #: Told that a model's pictures came out broken; whether there is another form to try.
     give_up_form: Callable[[str, str], bool]
+    #: How much memory a model may take, in a form.
+    memory_of: Callable[[str, FormName | None], MemoryOrder]
+    #: The specs, as JSON, of jobs that wait for the same model.
+    ahead_of: Callable[[Job], tuple[str, ...]]
     on_ready: Callable[[Ready], None]
     on_step: Callable[[Job, Step], None]
     on_image: Callable[[Job, ImageResult], None]
@@ -112,6 +141,8 @@ def run_attempt(job: Job, execution_id: str, around: Surroundings, begin: Callab
         outcome.lost = True
     except errors.RenderkilnError as error:
         outcome.failure = Failure(kind=error.kind, message=str(error))
+        killed = isinstance(error, errors.RendererDiedError) and error.signal == signal.SIGKILL
+        outcome.ran_out = killed or type(error) is errors.OutOfMemoryError
     except Exception as error:  # a fault of ours must fail the job, not the worker and then every rescuer
         log.exception("job %s: the supervisor failed in a way that it has no name for", job.id)
         outcome.failure = Failure(kind=errors.RenderFailedError.kind, message=f"{type(error).__name__}: {error}")
@@ -175,7 +206,8 @@ class _Attempt:
         job, model = self._job, self._job.spec.model
         form = self._around.form_of(model)
         self._renderer.make_ready_for(model, form)
-        self._renderer.send(Render(job.to_json(), inputs, tuple(sorted(self._outcome.images)), form))
+        memory, ahead = self._around.memory_of(model, form), self._around.ahead_of(job)
+        self._renderer.send(Render(job.to_json(), inputs, tuple(sorted(self._outcome.images)), form, memory, ahead))
         try:
             self._until_answered()
         except errors.BadImageError as error:
@@ -264,12 +296,14 @@ class _Attempt:
             if message is None:
                 self._signals.drain()
             elif isinstance(message, Done):
+                self._outcome.memory = message.memory
                 return
             elif isinstance(message, Picture):
                 self._delivery.hand_over(message)
             elif isinstance(message, Step):
                 self._around.on_step(self._job, message)
             elif isinstance(message, Failed):
+                self._outcome.memory = message.memory
                 self._fail(message)
 
     def _nap(self) -> float:

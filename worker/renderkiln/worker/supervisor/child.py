@@ -11,6 +11,7 @@ import socket
 import struct
 import subprocess
 import sys
+from collections.abc import Callable
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
@@ -36,10 +37,14 @@ _LAST_GRACE = 5.0
 
 
 class Renderer:
-    """One renderer process at a time: a new interpreter, never a fork, in which Apple's frameworks crash."""
+    """One renderer process at a time: a new interpreter, never a fork, in which Apple's frameworks crash.
 
-    def __init__(self, config: RendererConfig) -> None:
-        self._config = config
+    Args:
+        on_started: told a new process's id and our end of the pipe about memory, which is then the hearer's to close.
+    """
+
+    def __init__(self, config: RendererConfig, on_started: Callable[[int, socket.socket], None]) -> None:
+        self._config, self._on_started = config, on_started
         self._process: subprocess.Popen[bytes] | None = None
         self._is_busy = False
         #: In which form the running process has been asked for each model.
@@ -57,23 +62,26 @@ class Renderer:
         self.kill()
         self._forms.clear()
         ours, theirs = socket.socketpair()
-        with theirs:
+        ours_memory, theirs_memory = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+        with theirs, theirs_memory:
             self._process = subprocess.Popen(
                 [
                     sys.executable,
                     "-m",
                     "renderkiln.worker.renderer",
                     str(theirs.fileno()),
+                    str(theirs_memory.fileno()),
                     json.dumps(dataclasses.asdict(self._config)),
                 ],
                 stdin=subprocess.DEVNULL,
-                pass_fds=(theirs.fileno(),),
+                pass_fds=(theirs.fileno(), theirs_memory.fileno()),
                 start_new_session=True,  # signals of the terminal are for the supervisor
             )
         for limit in (socket.SO_SNDTIMEO, socket.SO_RCVTIMEO):
             # Of a message once begun: a renderer that stands still in mid-message must not stop its supervisor.
             ours.setsockopt(socket.SOL_SOCKET, limit, struct.pack("ll", _MESSAGE_TIMEOUT, 0))
         self._connection = Connection(ours.detach())
+        self._on_started(self._process.pid, ours_memory)
         log.info("renderer started with pid %d", self._process.pid)
 
     @property
@@ -165,7 +173,7 @@ class Renderer:
         if code is not None and code < 0:
             name = signal.Signals(-code).name
             why = " (the system's memory killer does that)" if name == "SIGKILL" else ""
-            return RendererDiedError(f"the renderer was ended by {name}{why}.")
+            return RendererDiedError(f"the renderer was ended by {name}{why}.", signal=-code)
         if code is None:
             return RendererDiedError("the renderer did not answer any more and was killed.")
         return RendererDiedError(f"the renderer ended with exit code {code} in mid-job; its log says why.")

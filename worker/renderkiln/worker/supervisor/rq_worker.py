@@ -363,6 +363,8 @@ class RenderWorker(SimpleWorker):  # type: ignore[misc]  # RQ is untyped to us
             return JobStatus.QUEUED
         if outcome.failure is None:
             return JobStatus.FINISHED
+        if outcome.tightened is not None:  # which can happen a few times only, and is worth a try each time
+            return JobStatus.QUEUED
         meta["failures"] = counter(current.rq_job, "failures") + 1
         again = tries_again(outcome.failure.kind, meta["failures"], current.job.max_attempts)
         return JobStatus.QUEUED if again else JobStatus.FAILED

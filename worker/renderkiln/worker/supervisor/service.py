@@ -8,12 +8,15 @@ import os
 import random
 import socket
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import redis
+from renderkiln.home.memory_records import MemoryRecords
+from renderkiln.worker.memory.pressure import Probe
+from renderkiln.worker.models.memory import why_too_large
 
 from renderkiln.home.connect import Connection
 from renderkiln.home.controlnets import installed_controlnets
@@ -28,17 +31,22 @@ from renderkiln.schema.errors import (
     ImageInputError,
     LedgerError,
     ModelNotFoundError,
+    ModelTooLargeError,
     RendererDiedError,
     ServerUnavailableError,
     did_you_mean,
 )
 from renderkiln.schema.jobs import PRIORITIES, Job, JobStatus
 from renderkiln.schema.workers import WorkerInfo
-from renderkiln.worker.protocol import Ready, RendererConfig, WarmUp
+from renderkiln.worker.protocol import MemoryUse, Ready, RendererConfig, WarmUp
 
+from .ahead import peek
 from .attempt import Outcome, Surroundings, run_attempt
 from .child import Renderer
 from .forms import Forms
+from .memory.keeper import MemoryKeeper, View
+from .memory.leaks import Holding, LeakWatch
+from .memory.rules import MemoryRules, thresholds
 from .news import News
 from .rq_worker import Current, RenderWorker
 from .signals import Signals
@@ -61,23 +69,37 @@ class WorkerOptions:
     owner: int | None = None
 
 
-def run_worker(settings: Settings, connection: Connection, options: WorkerOptions) -> bool:
+def run_worker(
+    settings: Settings,
+    connection: Connection,
+    options: WorkerOptions,
+    on_view: Callable[[View], None] = lambda view: None,
+) -> bool:
     """Runs a worker until it is told to stop; whether it took any job.
 
+    Args:
+        on_view: told about every second, in another thread, what is in memory.
+
     Raises:
-        ModelNotFoundError: a model it was told to listen for is not here, or none is. StoreError, LedgerError: they
-            cannot be written.
+        ModelNotFoundError: a model it was told to listen for is not here, or none is.
+        ModelTooLargeError: it could not be rendered in the memory that there is, or none could.
+        StoreError, LedgerError: they cannot be written.
     """
-    return _Service(settings, connection, options).run()
+    return _Service(settings, connection, options, on_view).run()
 
 
 class _Service:
-    def __init__(self, settings: Settings, connection: Connection, options: WorkerOptions) -> None:
+    def __init__(
+        self, settings: Settings, connection: Connection, options: WorkerOptions, on_view: Callable[[View], None]
+    ) -> None:
         self._settings = settings
         self._redis: Any = connection.redis
         self._options = options
         self._folder = DataFolder(settings.data_dir).ensure()
-        self._models = _models(self._folder, options.models)
+        probe = Probe()
+        total = probe.read().total_bytes
+        limit = int(settings.memory_budget) if settings.memory_budget else total
+        self._models = _models(self._folder, options, settings, limit)
         self._store = Store(settings.out)
         self._store.check()
         self._store.clean(older_than=3600)  # what a killed writer left half-written
@@ -94,8 +116,21 @@ class _Service:
             settings.dtype,
             settings.compute_unit,
             settings.variant,
+            settings.denoise_ahead,
+            int(settings.embeddings_memory),
+            int(settings.embeddings_disk),
         )
-        self._renderer = Renderer(config)
+        self._memory = MemoryRules(settings, MemoryRecords(self._ledger), total)
+        self._keeper = MemoryKeeper(
+            self._name,
+            self._folder.ledger,
+            thresholds(settings),
+            heeds_pressure=settings.memory == "auto",
+            on_view=on_view,
+            probe=probe,
+        )
+        self._leaks = LeakWatch()
+        self._renderer = Renderer(config, self._renderer_started)
         self._forms = Forms(settings, partial(find_model, self._folder), self._ledger.tuned_form)
         self._limits = self._forms.limits(self._models, installed_controlnets(self._folder))
         self._worker = RenderWorker(
@@ -121,6 +156,8 @@ class _Service:
             inputs=self._inputs,
             form_of=self._forms.of,
             give_up_form=self._forms.give_up,
+            memory_of=self._memory.order,
+            ahead_of=self._ahead,
             on_ready=self._on_ready,
             on_step=news.step,
             on_image=news.image,
@@ -132,6 +169,7 @@ class _Service:
         self._ledger.worker_started(
             self._name, socket.gethostname(), os.getpid(), {"engine": self._engine, "models": list(self._models)}
         )
+        self._keeper.start()
         try:
             with contextlib.suppress(redis.RedisError):
                 self._announce("starting")
@@ -139,6 +177,7 @@ class _Service:
             return self._work()
         finally:
             self._renderer.close()
+            self._keeper.stop()
             with contextlib.suppress(redis.RedisError):  # it would expire by itself
                 self._redis.delete(names.worker(self._name))
                 self._redis.zrem(names.WORKERS, self._name)
@@ -170,13 +209,22 @@ class _Service:
         form = self._forms.of(model)
         self._renderer.make_ready_for(model, form)
         with contextlib.suppress(RendererDiedError):  # the first job will meet it too, and say so
-            self._renderer.send(WarmUp(model, form))
+            self._renderer.send(WarmUp(model, form, self._memory.order(model, form)))
 
     def _on_ready(self, ready: Ready) -> None:
         self._device = ready.about.get("device", self._device)
         self._engine = ready.about.get("engine", self._engine)
         about = ", ".join(f"{name} {value}" for name, value in ready.about.items())
         log.info("%s is warm after %.1f s (%s)", ready.model, ready.seconds, about)
+
+    def _renderer_started(self, pid: int, memory_pipe: socket.socket) -> None:
+        self._leaks.restarted()
+        self._keeper.renderer_started(pid, memory_pipe)
+
+    def _ahead(self, job: Job) -> tuple[str, ...]:
+        if self._memory.policy == "resident" or not self._settings.look_ahead:
+            return ()
+        return tuple(spec.model_dump_json() for spec in peek(self._redis, job, self._settings.look_ahead))
 
     def _announce(self, state: str) -> None:
         info = WorkerInfo(
@@ -202,7 +250,32 @@ class _Service:
 
     def _attempt(self, current: Current) -> Outcome:
         begin = partial(self._ledger.attempt_started, current.job, current.execution.id, current.number, self._name)
-        return run_attempt(current.job, current.execution.id, self._around, begin)
+        self._keeper.take_peak()
+        outcome = run_attempt(current.job, current.execution.id, self._around, begin)
+        self._after(current.job.spec.model, outcome)
+        return outcome
+
+    def _after(self, model: str, outcome: Outcome) -> None:
+        """Learns from an attempt what memory it took, and sees that the renderer gave back what it should have."""
+        seen = self._keeper.take_peak()
+        if outcome.ran_out and outcome.failure is not None:
+            outcome.tightened = self._memory.ran_out(model, outcome.failure.message)
+            if outcome.tightened is not None:
+                said = f"{outcome.failure.message.rstrip('.')}; {outcome.tightened}"
+                outcome.failure = outcome.failure.model_copy(update={"message": said})
+            self._keeper.event(f"memory ran out with {model}: {outcome.tightened or 'nothing is left to drop'}")
+        use = outcome.memory or MemoryUse(seen, 0, 0.0, 0)
+        outcome.memory = replace(use, peak_bytes=max(seen, use.peak_bytes))
+        if not use.measured or self._renderer.pid is None:
+            return
+        self._memory.learn(model, self._forms.of(model), use)
+        process, stages, empty = self._keeper.holding()
+        working = max(each.working_bytes for each in use.measured.values())
+        reason = self._leaks.judge(Holding(process, stages, empty, working))
+        if reason is not None:
+            log.warning("memory leak: the renderer is started anew, as %s", reason)
+            self._keeper.event("renderer started anew: it did not give memory back")
+            self._renderer.close()
 
     def _record_end(self, current: Current, outcome: Outcome, status: JobStatus) -> None:
         ended = "canceled" if outcome.canceled else "returned" if outcome.given_back else None
@@ -215,6 +288,7 @@ class _Service:
                 status=status,
                 failure=outcome.failure,
                 timings=outcome.timings,
+                memory=outcome.memory_taken,
             )
         except LedgerError as error:
             log.error("the end of job %s could not be recorded: %s", current.job.id, error)
@@ -237,11 +311,25 @@ class _Service:
         return found
 
 
-def _models(folder: DataFolder, wanted: tuple[str, ...]) -> tuple[str, ...]:
-    here = [model.name for model in installed_models(folder)]
-    for name in wanted:
+def _models(
+    folder: DataFolder, options: WorkerOptions, settings: Settings, limit_bytes: int
+) -> tuple[str, ...]:
+    """The models to listen for: those that were named, or all; but none that cannot fit in memory."""
+    here = {model.name: model.path for model in installed_models(folder)}
+    for name in options.models:
         if name not in here:
             raise ModelNotFoundError(f"model {name!r} is not on this machine.{did_you_mean(name, here)}")
     if not here:
         raise ModelNotFoundError("there is no model on this machine; get one with `renderkiln models pull`.")
-    return tuple(wanted or here)
+    fitting, reason = [], ""
+    for name in options.models or here:
+        reason = why_too_large(name, here[name], settings, limit_bytes) or ""
+        if not reason:
+            fitting.append(name)
+        elif name in options.models or name == options.warm:
+            raise ModelTooLargeError(reason)
+        else:
+            log.warning("%s This worker does not listen for it.", reason)
+    if not fitting:
+        raise ModelTooLargeError(reason)
+    return tuple(fitting)

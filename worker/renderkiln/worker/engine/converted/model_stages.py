@@ -13,12 +13,12 @@ from renderkiln.schema.errors import InvalidSpecError, ModelNotFoundError, did_y
 from renderkiln.schema.spec import RenderSpec
 
 from ...models.choosing import Form
+from ...models.weights import read_json
 from ...runtimes import manifest
 from ...runtimes.base import Array
 from ...runtimes.naming import PROJECTION, controlnet_names, controlnet_stage
 from ...runtimes.opening import OpenPackage, open_stage
 from ..base import EngineInfo
-from ..files import read_json
 from .adapters import adapt
 from .interface import check_manifest, unet_dtype
 from .multilingual import SystemText, SystemTextEncoder

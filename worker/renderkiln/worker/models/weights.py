@@ -24,6 +24,11 @@ FP16 = "fp16"
 #: safetensors' own limit on its header.
 _MAX_HEADER = 100_000_000
 _STEMS = ("diffusion_pytorch_model", "model")
+#: What the names of the tensors of either half of a VAE begin with.
+VAE_HALVES = {
+    "vae_encoder": ("encoder.", "quant_conv."),
+    "vae_decoder": ("decoder.", "post_quant_conv."),
+}
 
 
 @dataclass(frozen=True)

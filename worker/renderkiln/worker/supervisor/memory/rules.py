@@ -1,0 +1,125 @@
+"""How much memory a renderer may take for a model: the settings, less what this machine was found not to have."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+
+from renderkiln.home.memory_records import MemoryRecords
+from renderkiln.worker.memory.pressure import Thresholds
+
+from renderkiln.home.settings import Settings
+from renderkiln.schema.errors import LedgerError
+from renderkiln.worker.memory.planning import TIGHTEST
+from renderkiln.worker.memory.sizes import default_budget
+from renderkiln.worker.protocol import FormName, MemoryOrder, MemoryUse, StageMeasured
+
+log = logging.getLogger("renderkiln.supervisor")
+
+#: What each step of `planning.tighten` does, as the rest of a sentence.
+STEPS = {
+    1: "a quarter less is kept in memory",
+    2: "only the stage at work is kept in memory",
+    3: "only the stage at work is kept in memory, and pictures are decoded in tiles",
+}
+
+
+class MemoryRules:
+    """What the renderer is told with each order, and what is learned from how it went. Survives a ledger that fails.
+
+    Args:
+        total_bytes: of this machine, or of the part of it that this worker may use.
+    """
+
+    def __init__(self, settings: Settings, records: MemoryRecords, total_bytes: int) -> None:
+        self._policy = settings.memory
+        self._budget = int(settings.memory_budget) if settings.memory_budget else default_budget(total_bytes)
+        self._records = records
+        self._torch = f"torch {settings.dtype} {settings.device}"
+        #: Under which steps were learned: more memory, or another policy, makes them void.
+        self._learned_under = f"{self._policy} {self._budget}"
+        self._steps: dict[str, int] = {}
+
+    @property
+    def policy(self) -> str:
+        return self._policy
+
+    @property
+    def budget_bytes(self) -> int:
+        """Of a renderer; counts where the policy is not `resident`."""
+        return self._budget
+
+    def order(self, model: str, form: FormName | None) -> MemoryOrder:
+        """What the renderer is told for a job of a model. `form`: None where torch renders it."""
+        return MemoryOrder(self._policy, self._budget, self._step(model), self._known(model, form))
+
+    def learn(self, model: str, form: FormName | None, use: MemoryUse) -> None:
+        """Keeps what was measured of a model's stages."""
+        try:
+            for stage, each in use.measured.items():
+                self._records.stage_measured(
+                    model,
+                    self._form(form),
+                    stage,
+                    size_bytes=each.size_bytes,
+                    working_bytes=each.working_bytes,
+                    pixels=each.pixels,
+                    load_seconds=each.load_seconds,
+                )
+        except LedgerError as error:
+            log.warning("what stages take is not recorded: %s", error)
+
+    def ran_out(self, model: str, why: str) -> str | None:
+        """After memory ran out with a model: from now on it is rendered with less, on this machine.
+
+        Returns:
+            What has changed, as a sentence; None where nothing is left to change, or nothing may be.
+        """
+        step = self._step(model)
+        if self._policy == "resident" or step >= TIGHTEST:
+            return None
+        step = step + 1 if self._policy == "auto" else TIGHTEST
+        self._steps[model] = step
+        try:
+            self._records.tightened(model, step, why, self._learned_under)
+        except LedgerError as error:
+            log.warning("that %s needs less memory is not recorded: %s", model, error)
+        return f"from now on, {STEPS[step]} for {model} on this machine."
+
+    def _step(self, model: str) -> int:
+        if model not in self._steps:
+            try:
+                found = self._records.tightening(model, self._learned_under)
+            except LedgerError as error:
+                log.warning("whether memory ran out with %s before is not known: %s", model, error)
+                return 0
+            self._steps[model] = found[0] if found is not None else 0
+            if found is not None:
+                log.info("%s: %s, since memory ran out before (%s)", model, STEPS[found[0]], found[1])
+        return self._steps[model]
+
+    def _known(self, model: str, form: FormName | None) -> Mapping[str, StageMeasured]:
+        try:
+            costs = self._records.stage_costs(model, self._form(form))
+        except LedgerError as error:
+            log.warning("what the stages of %s take is not known: %s", model, error)
+            return {}
+        return {
+            stage: StageMeasured(each.size_bytes, each.load_seconds, each.working_bytes, each.pixels)
+            for stage, each in costs.items()
+        }
+
+    def _form(self, form: FormName | None) -> str:
+        return self._torch if form is None else " ".join(form)
+
+
+def thresholds(settings: Settings) -> Thresholds:
+    """When the system counts as short of memory."""
+    return Thresholds(
+        available_warn=settings.pressure_warn,
+        available_critical=settings.pressure_critical,
+        stall_warn=settings.pressure_stall,
+        stall_critical=min(100.0, 4 * settings.pressure_stall),
+        swap_growth_bytes=int(settings.pressure_swap),
+        calm=settings.pressure_calm,
+    )
