@@ -16,7 +16,7 @@ Variant = Annotated[
 ]
 Memory = Annotated[
     str | None,
-    typer.Option(help="What stays in memory: resident (all), jit (the stage at work) or auto (what the budget allows)."),
+    typer.Option(help="What stays in memory: resident (all), jit (the stage at work), auto (what fits)."),
 ]
 MemoryBudget = Annotated[str | None, typer.Option(help="What a renderer may take, such as 6GB.")]
 

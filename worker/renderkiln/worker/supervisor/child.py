@@ -43,7 +43,11 @@ class Renderer:
         on_started: told a new process's id and our end of the pipe about memory, which is then the hearer's to close.
     """
 
-    def __init__(self, config: RendererConfig, on_started: Callable[[int, socket.socket], None]) -> None:
+    def __init__(
+        self,
+        config: RendererConfig,
+        on_started: Callable[[int, socket.socket], None] = lambda pid, memory_pipe: memory_pipe.close(),
+    ) -> None:
         self._config, self._on_started = config, on_started
         self._process: subprocess.Popen[bytes] | None = None
         self._is_busy = False

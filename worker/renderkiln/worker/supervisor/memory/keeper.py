@@ -119,7 +119,7 @@ class MemoryKeeper:
         self._rouse()
 
     def take_peak(self) -> int:
-        """The most that the renderer was seen to hold since this was asked last; a look misses short peaks. In bytes."""
+        """The most that the renderer was seen to hold since this was asked last, in bytes; short peaks are missed."""
         with self._lock:
             self._look_at_renderer()
             peak, self._peak = self._peak, 0
