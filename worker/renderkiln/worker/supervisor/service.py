@@ -16,7 +16,6 @@ from typing import Any
 import redis
 from renderkiln.home.memory_records import MemoryRecords
 from renderkiln.worker.memory.pressure import Probe
-from renderkiln.worker.models.memory import why_too_large
 
 from renderkiln.home.connect import Connection
 from renderkiln.home.controlnets import installed_controlnets
@@ -38,6 +37,7 @@ from renderkiln.schema.errors import (
 )
 from renderkiln.schema.jobs import PRIORITIES, Job, JobStatus
 from renderkiln.schema.workers import WorkerInfo
+from renderkiln.worker.models.memory import why_too_large
 from renderkiln.worker.protocol import MemoryUse, Ready, RendererConfig, WarmUp
 
 from .ahead import peek
@@ -311,9 +311,7 @@ class _Service:
         return found
 
 
-def _models(
-    folder: DataFolder, options: WorkerOptions, settings: Settings, limit_bytes: int
-) -> tuple[str, ...]:
+def _models(folder: DataFolder, options: WorkerOptions, settings: Settings, limit_bytes: int) -> tuple[str, ...]:
     """The models to listen for: those that were named, or all; but none that cannot fit in memory."""
     here = {model.name: model.path for model in installed_models(folder)}
     for name in options.models:
