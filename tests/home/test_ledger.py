@@ -8,18 +8,24 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from alembic import command
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config
 from alembic.migration import MigrationContext
 
+import renderkiln.schema
 from renderkiln.home.ledger import BUSY_TIMEOUT, Ledger
 from renderkiln.schema import Failure, ImageResult, Job, JobStatus, make_job, parse_options, parse_spec
 from renderkiln.schema.errors import LedgerError
 from renderkiln.schema.tables import Base
+
+MIGRATIONS = Path(renderkiln.schema.__file__).parent / "migrations"
 
 
 @pytest.fixture
@@ -78,6 +84,85 @@ def test_the_migrations_make_exactly_the_tables_that_the_code_has(ledger: Ledger
         context = MigrationContext.configure(connection, opts={"compare_type": True, "compare_server_default": True})
         assert compare_metadata(context, Base.metadata) == []
     engine.dispose()
+
+
+def ledger_of(revision: str, path: Path, go: Callable[[Config, str], None] = command.upgrade) -> sa.Engine:
+    """A ledger as an earlier version made it."""
+    engine = sa.create_engine(sa.URL.create("sqlite", database=str(path)))
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS))
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        go(config, revision)
+    return engine
+
+
+def test_a_ledger_of_0002_in_use_is_upgraded_and_keeps_its_rows(
+    tmp_path: Path, open_ledger: Callable[[Path], Ledger]
+) -> None:
+    path, job = tmp_path / "ledger.db", a_job()
+    engine = ledger_of("0002", path)
+    now = datetime(2026, 1, 2, 3, 4, 5)
+    rows: dict[str, dict[str, Any]] = {
+        "batches": {"id": "cats-1", "first_seen": now},
+        "workers": {"name": "mini-1", "host": "mini", "pid": 7, "started_at": now, "about": {}},
+        "jobs": {
+            "id": job.id,
+            "batch_id": "cats-1",
+            "index": 0,
+            "spec_digest": job.spec.digest,
+            "model": job.spec.model,
+            "prompt": job.spec.prompt,
+            "num_images": 1,
+            "job": job.model_dump(mode="json"),
+            "status": "finished",
+            "first_seen": now,
+            "ended_at": now,
+        },
+        "attempts": {
+            "execution_id": "e1",
+            "job_id": job.id,
+            "number": 1,
+            "worker": "mini-1",
+            "started_at": now,
+            "ended_at": now,
+            "outcome": "finished",
+            "load_seconds": 1.5,
+        },
+        "tunings": {"model": "m", "variant": "original", "compute_unit": "all", "measured": {}, "measured_at": now},
+    }
+    with engine.begin() as connection:
+        for name, values in rows.items():
+            connection.execute(sa.insert(Base.metadata.tables[name]).values(values))
+    engine.dispose()
+    upgraded = open_ledger(path)
+    result = upgraded.result(job.id)
+    assert result is not None
+    assert (result.status, result.worker, result.attempt) == (JobStatus.FINISHED, "mini-1", 1)
+    assert upgraded.tuned_form("m") == ("original", "all")
+    with sqlite3.connect(path) as raw:
+        old = raw.execute("select load_seconds, peak_bytes, loads, evictions from attempts").fetchall()
+    raw.close()
+    assert old == [(1.5, None, None, None)]
+    upgraded.attempt_started(job, "e2", 2, "mini-1")
+    memory = {"peak_bytes": 2**33, "loads": 3, "evictions": 1}
+    upgraded.attempt_ended(job.id, "e2", "finished", status=JobStatus.FINISHED, memory=memory)
+    with sqlite3.connect(path) as raw:
+        new = raw.execute("select peak_bytes, loads, evictions from attempts where number = 2").fetchall()
+    raw.close()
+    assert new == [(2**33, 3, 1)]
+
+
+def test_a_ledger_goes_back_to_0002_and_comes_again(tmp_path: Path, open_ledger: Callable[[Path], Ledger]) -> None:
+    first = open_ledger(tmp_path / "ledger.db")
+    first.worker_started("mini-1", "mini", 7, {})
+    first.attempt_started(a_job(), "e1", 1, "mini-1")
+    first.close()
+    engine = ledger_of("0002", first.path, command.downgrade)
+    assert "memory_samples" not in sa.inspect(engine).get_table_names()
+    assert "peak_bytes" not in {column["name"] for column in sa.inspect(engine).get_columns("attempts")}
+    engine.dispose()
+    assert open_ledger(first.path).counts()["attempts"] == 1
 
 
 def test_write_ahead_log_foreign_keys_and_busy_timeout_are_really_on(ledger: Ledger) -> None:
@@ -180,6 +265,7 @@ def test_results_of_a_batch_come_by_index_and_do_not_stand_in_the_way_of_other_c
 WRITE = """
 import sys
 from pathlib import Path
+import renderkiln.schema
 from renderkiln.home.ledger import Ledger
 from renderkiln.schema import JobStatus, make_job, parse_options, parse_spec
 ledger = Ledger(Path(sys.argv[1]))

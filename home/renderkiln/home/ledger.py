@@ -67,12 +67,14 @@ class Ledger:
     # What workers tell it.
 
     def worker_started(self, name: str, host: str, pid: int, about: Mapping[str, Any]) -> None:
-        with self._session() as session:
-            session.merge(WorkerRow(name=name, host=host, pid=pid, started_at=_now(), ended_at=None, about=dict(about)))
+        with self.writing() as session:
+            session.merge(
+                WorkerRow(name=name, host=host, pid=pid, started_at=utc_now(), ended_at=None, about=dict(about))
+            )
 
     def worker_ended(self, name: str) -> None:
-        with self._session() as session:
-            session.execute(sa.update(WorkerRow).where(WorkerRow.name == name).values(ended_at=_now()))
+        with self.writing() as session:
+            session.execute(sa.update(WorkerRow).where(WorkerRow.name == name).values(ended_at=utc_now()))
 
     def tuned(self, model: str, variant: str, compute_unit: str, measured: Mapping[str, Any]) -> None:
         """Keeps the form in which a model is rendered best here; replaces what was kept of it before."""
@@ -81,23 +83,23 @@ class Ledger:
             "variant": variant,
             "compute_unit": compute_unit,
             "measured": dict(measured),
-            "measured_at": _now(),
+            "measured_at": utc_now(),
         }
-        with self._session() as session:
+        with self.writing() as session:
             session.execute(
                 insert(TuningRow).values(values).on_conflict_do_update(index_elements=["model"], set_=values)
             )
 
     def forget_tuning(self, model: str) -> bool:
         """Forgets what `tuned` kept of a model; whether there was something."""
-        with self._session() as session:
+        with self.writing() as session:
             gone: Any = session.execute(sa.delete(TuningRow).where(TuningRow.model == model))
             return bool(gone.rowcount)
 
     def attempt_started(self, job: Job, execution_id: str, number: int, worker: str) -> None:
         """Records the attempt, and the job if it is new here; an attempt that a crash left open becomes abandoned."""
-        now = _now()
-        with self._session() as session:
+        now = utc_now()
+        with self.writing() as session:
             session.execute(insert(BatchRow).values(id=job.batch, first_seen=now).on_conflict_do_nothing())
             row = {
                 "id": job.id,
@@ -124,10 +126,10 @@ class Ledger:
 
     def image_recorded(self, job_id: str, image: ImageResult, execution_id: str | None) -> None:
         """Records a picture whose file is in the store. Saying it twice changes nothing."""
-        values = image.model_dump() | {"job_id": job_id, "execution_id": execution_id, "recorded_at": _now()}
+        values = image.model_dump() | {"job_id": job_id, "execution_id": execution_id, "recorded_at": utc_now()}
         statement = insert(ImageRow).values(values)
         changed = {name: values[name] for name in ("url", "sha256", "size_bytes", "execution_id", "recorded_at")}
-        with self._session() as session:
+        with self.writing() as session:
             session.execute(
                 statement.on_conflict_do_update(
                     index_elements=["job_id", "k"],
@@ -145,21 +147,26 @@ class Ledger:
         status: JobStatus,
         failure: Failure | None = None,
         timings: Mapping[str, float] | None = None,
+        memory: Mapping[str, int] | None = None,
     ) -> None:
         """Closes an attempt and sets its job's status (`QUEUED` where the job goes back to its queue).
 
         Changes nothing where the attempt is closed already: another one has begun since, and the job is its.
+
+        Args:
+            timings: `load_seconds`, `render_seconds` and `write_seconds`, as far as they are known.
+            memory: `peak_bytes`, `loads` and `evictions`, as far as they are known.
         """
-        now = _now()
+        now = utc_now()
         failed = {
             "failure_kind": failure.kind if failure else None,
             "failure_message": failure.message if failure else None,
         }
-        with self._session() as session:
+        with self.writing() as session:
             closed: Any = session.execute(
                 sa.update(AttemptRow)
                 .where(AttemptRow.execution_id == execution_id, AttemptRow.ended_at.is_(None))
-                .values(ended_at=now, outcome=outcome, **failed, **(timings or {}))
+                .values(ended_at=now, outcome=outcome, **failed, **(timings or {}), **(memory or {}))
             )
             if not closed.rowcount:
                 return
@@ -173,20 +180,20 @@ class Ledger:
 
     def tuned_form(self, model: str) -> tuple[str, str] | None:
         """The variant and the compute unit that a model is rendered best with here, if that was measured."""
-        with self._reading() as session:
+        with self.reading() as session:
             row = session.get(TuningRow, model)
             return None if row is None else (row.variant, row.compute_unit)
 
     def images_of(self, job_id: str) -> list[ImageResult]:
         """The recorded pictures of a job, in order."""
-        with self._reading() as session:
+        with self.reading() as session:
             rows = session.scalars(sa.select(ImageRow).where(ImageRow.job_id == job_id).order_by(ImageRow.k))
             return [_image(row) for row in rows]
 
     def images_by_digest(self, digests: Sequence[str]) -> dict[str, list[ImageResult]]:
         """Recorded pictures, of whichever job, whose own spec has one of these digests."""
         found: dict[str, list[ImageResult]] = {}
-        with self._reading() as session:
+        with self.reading() as session:
             for part in _chunks(digests, 500):
                 for row in session.scalars(sa.select(ImageRow).where(ImageRow.digest.in_(part))):
                     found.setdefault(row.digest, []).append(_image(row))
@@ -194,20 +201,20 @@ class Ledger:
 
     def result(self, job_id: str) -> JobResult | None:
         """What is known of a job, or None."""
-        with self._reading() as session:
+        with self.reading() as session:
             row = session.get(JobRow, job_id)
             return None if row is None else _result(session, row)
 
     def batch_results(self, batch_id: str) -> Iterator[JobResult]:
         """The jobs of a batch that a worker has taken, by their index."""
-        with self._reading() as session:
+        with self.reading() as session:
             rows = session.scalars(sa.select(JobRow).where(JobRow.batch_id == batch_id).order_by(JobRow.index))
             # All at once: a look that stays open would be in the way of the next call.
             return iter([_result(session, row) for row in rows.all()])
 
     def counts(self) -> dict[str, int]:
         """Rows of each table and jobs of each status: for whoever looks after a ledger, and for tests."""
-        with self._reading() as session:
+        with self.reading() as session:
             found = {
                 table.__tablename__: session.scalar(sa.select(sa.func.count()).select_from(table)) or 0
                 for table in (BatchRow, JobRow, AttemptRow, ImageRow, WorkerRow)
@@ -215,14 +222,17 @@ class Ledger:
             by_status = session.execute(sa.select(JobRow.status, sa.func.count()).group_by(JobRow.status))
             return found | {f"jobs {status}": count for status, count in by_status}
 
+    # For whoever keeps something else in it (`memory_records`).
+
     @contextmanager
-    def _session(self) -> Iterator[Session]:
+    def writing(self) -> Iterator[Session]:
+        """A session in one transaction, committed at its end and rolled back on any error. Raises LedgerError."""
         with self._bound_to(self._engine) as session, session.begin():
             yield session
 
     @contextmanager
-    def _reading(self) -> Iterator[Session]:
-        """A session that takes no write lock, so that a long look does not hold up a worker."""
+    def reading(self) -> Iterator[Session]:
+        """A session that takes no write lock, so that a long look does not hold up a worker. Raises LedgerError."""
         with self._bound_to(self._engine.execution_options(reading=True)) as session:
             yield session
 
@@ -272,7 +282,8 @@ def _migrate(connection: sa.Connection) -> None:
             command.upgrade(config, "head")
 
 
-def _now() -> datetime:
+def utc_now() -> datetime:
+    """Now, as the ledger has its times: in UTC, without an offset."""
     return datetime.now(timezone.utc).replace(tzinfo=None)
 
 

@@ -160,6 +160,13 @@ class WorkerUnavailableError(RenderkilnError):
     exit_code = EXIT_UNAVAILABLE
 
 
+class MissingExtraError(RenderkilnError):
+    """Raised when something needs a library that the base install leaves out; says which extra brings it."""
+
+    kind = "missing_extra"
+    exit_code = EXIT_UNAVAILABLE
+
+
 class RenderFailedError(RenderkilnError):
     """Raised when rendering went wrong in a way that no other type names."""
 

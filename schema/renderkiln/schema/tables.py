@@ -1,8 +1,8 @@
 """The ledger's tables: batches, jobs, attempts, images and workers, with what each took; and what suits this machine.
 
-Times are UTC, stored without an offset. Digests and ids are hex text. A job's row is written by the worker that takes
-the job, an image's row after its file is in the store; `(job_id, k)` being unique is what makes a recorded effect
-happen once.
+Times are UTC, stored without an offset; those of memory samples, of which there are many, are seconds since 1970.
+Digests and ids are hex text. A job's row is written by the worker that takes the job, an image's row after its file is
+in the store; `(job_id, k)` being unique is what makes a recorded effect happen once.
 """
 
 from __future__ import annotations
@@ -50,6 +50,60 @@ class TuningRow(Base):
     measured_at: Mapped[datetime]
 
 
+class TighteningRow(Base):
+    """What a model is made to do with less memory on this machine, since memory ran out."""
+
+    __tablename__ = "tightenings"
+
+    model: Mapped[str] = mapped_column(String(200), primary_key=True)
+    #: From 1, the mildest, to 3.
+    step: Mapped[int]
+    why: Mapped[str]
+    #: The memory settings under which it was learned, such as `auto 6000000000`: under others it says nothing.
+    settings: Mapped[str] = mapped_column(String(80))
+    tightened_at: Mapped[datetime]
+
+
+class StageCostRow(Base):
+    """What a stage of a model was measured to take on this machine."""
+
+    __tablename__ = "stage_costs"
+
+    model: Mapped[str] = mapped_column(String(200), primary_key=True)
+    #: What runs it, such as `torch bfloat16 cpu` or `split-einsum cpu_and_ne`.
+    form: Mapped[str] = mapped_column(String(80), primary_key=True)
+    stage: Mapped[str] = mapped_column(String(80), primary_key=True)
+    size_bytes: Mapped[int] = mapped_column(BigInteger)
+    #: The most that it took beside its weights while it was at work.
+    working_bytes: Mapped[int] = mapped_column(BigInteger)
+    #: Pixels (width × height) of the largest image that this was seen at.
+    pixels: Mapped[int]
+    load_seconds: Mapped[float]
+    measured_at: Mapped[datetime]
+
+
+class MemorySampleRow(Base):
+    """What was in memory at one moment while a worker was up."""
+
+    __tablename__ = "memory_samples"
+    __table_args__ = (Index("ix_memory_samples_worker_at", "worker", "at"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
+    worker: Mapped[str] = mapped_column(String(200))
+    #: Seconds since 1970.
+    at: Mapped[float]
+    #: Of the renderer.
+    process_bytes: Mapped[int] = mapped_column(BigInteger)
+    #: Of the machine.
+    available_bytes: Mapped[int] = mapped_column(BigInteger)
+    #: How the system feels: calm, warn or critical.
+    level: Mapped[str] = mapped_column(String(10))
+    #: Stages in memory then, each as [model, stage, size in bytes].
+    stages: Mapped[list[Any]] = mapped_column(JSON)
+    #: What was done then, in plain words, such as `tightened: one stage at a time`.
+    event: Mapped[str | None]
+
+
 class JobRow(Base):
     __tablename__ = "jobs"
     __table_args__ = (Index("ix_jobs_batch", "batch_id", "index"),)
@@ -87,6 +141,11 @@ class AttemptRow(Base):
     load_seconds: Mapped[float | None]
     render_seconds: Mapped[float | None]
     write_seconds: Mapped[float | None]
+    #: The most memory that the renderer had meanwhile; None where it was not measured.
+    peak_bytes: Mapped[int | None] = mapped_column(BigInteger)
+    #: Stages that were loaded meanwhile, and stages that were dropped to make room.
+    loads: Mapped[int | None]
+    evictions: Mapped[int | None]
 
 
 class ImageRow(Base):

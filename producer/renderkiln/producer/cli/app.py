@@ -15,7 +15,7 @@ import typer
 
 from renderkiln.schema.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_UNAVAILABLE, RenderkilnError
 
-from . import asking, doctor, looking, machine, rendering
+from . import asking, doctor, looking, machine, rendering, report
 
 app = typer.Typer(
     name="renderkiln",
@@ -45,6 +45,7 @@ asking.add_commands(app)
 looking.add_commands(app)
 machine.add_commands(app)
 doctor.add_commands(app)
+report.add_commands(app)
 for _hook in entry_points(group="renderkiln.commands"):
     _hook.load()(app)
 

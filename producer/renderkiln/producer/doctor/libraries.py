@@ -24,6 +24,7 @@ EXTRAS = {
     "worker": "rendering here",
     "coreml": "converting models to Core ML, and running these",
     "coreai": "converting models to Core AI, and running these (macOS 26 and later, Linux; Python 3.11 and later)",
+    "report": "pictures of what workers have in memory",
     "hub": "the hub of a fleet",
     "postgres": "a ledger in Postgres",
 }
