@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from renderkiln.home.memory_records import StageCost as MeasuredCost
-
 from renderkiln.home.settings import Settings
 from renderkiln.schema.errors import RenderkilnError
 

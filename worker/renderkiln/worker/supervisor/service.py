@@ -14,13 +14,12 @@ from functools import partial
 from typing import Any
 
 import redis
-from renderkiln.home.memory_records import MemoryRecords
-from renderkiln.worker.memory.pressure import Probe
 
 from renderkiln.home.connect import Connection
 from renderkiln.home.controlnets import installed_controlnets
 from renderkiln.home.folder import DataFolder
 from renderkiln.home.ledger import Ledger
+from renderkiln.home.memory_records import MemoryRecords
 from renderkiln.home.models import find_model, installed_models
 from renderkiln.home.pictures.inputs import check_input_bytes
 from renderkiln.home.settings import Settings
@@ -37,6 +36,7 @@ from renderkiln.schema.errors import (
 )
 from renderkiln.schema.jobs import PRIORITIES, Job, JobStatus
 from renderkiln.schema.workers import WorkerInfo
+from renderkiln.worker.memory.pressure import Probe
 from renderkiln.worker.models.memory import why_too_large
 from renderkiln.worker.protocol import MemoryUse, Ready, RendererConfig, WarmUp
 

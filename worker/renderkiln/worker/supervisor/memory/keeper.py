@@ -17,12 +17,11 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import wait
 from pathlib import Path
 
+from renderkiln.home.ledger import Ledger
 from renderkiln.home.memory_records import MemoryRecords, MemorySample
+from renderkiln.schema.errors import LedgerError
 from renderkiln.worker.memory.pressure import Level, Probe, Sample, Thresholds, Verdict, Watch
 from renderkiln.worker.memory.process import resident_bytes
-
-from renderkiln.home.ledger import Ledger
-from renderkiln.schema.errors import LedgerError
 from renderkiln.worker.protocol import Pressure, Resident, read_resident, write_datagram
 
 log = logging.getLogger("renderkiln.supervisor")

@@ -6,11 +6,10 @@ import logging
 from collections.abc import Mapping
 
 from renderkiln.home.memory_records import MemoryRecords
-from renderkiln.worker.memory.pressure import Thresholds
-
 from renderkiln.home.settings import Settings
 from renderkiln.schema.errors import LedgerError
 from renderkiln.worker.memory.planning import TIGHTEST
+from renderkiln.worker.memory.pressure import Thresholds
 from renderkiln.worker.memory.sizes import default_budget
 from renderkiln.worker.protocol import FormName, MemoryOrder, MemoryUse, StageMeasured
 
