@@ -41,7 +41,9 @@ def sample(
         (sample(stall=40.0), 0, Verdict(CRITICAL, "processes waited 40 % of the time for memory")),
         (sample(), 255_999_999, Verdict(CALM, "50 % of memory (8.0 GB) is available")),
         (sample(), 300_000_000, Verdict(WARN, "swap grew by 0.3 GB within a minute")),
-        (sample(system=CALM), 0, Verdict(CALM, "50 % of memory (8.0 GB) is available")),
+        (sample(system=CALM), 0, Verdict(CALM, "macOS reports no memory pressure")),
+        # Which knows better than what is called available there.
+        (sample(4.1, system=CALM), 0, Verdict(CALM, "macOS reports no memory pressure")),
         (sample(system=WARN), 0, Verdict(WARN, "macOS reports memory pressure")),
         (sample(system=CRITICAL), 0, Verdict(CRITICAL, "macOS reports critical memory pressure")),
         # The worst counts, whatever it is.
@@ -82,7 +84,7 @@ def test_more_available_is_never_worse(found: Sample, grown: int, available: int
 def test_each_finding_alone_is_never_worse_than_all(found: Sample, grown: int) -> None:
     calm = sample(100)
     alone = [
-        judge(dataclasses.replace(calm, available_bytes=found.available_bytes), 0, USUAL),
+        judge(dataclasses.replace(calm, available_bytes=found.available_bytes, system=found.system), 0, USUAL),
         judge(dataclasses.replace(calm, stall=found.stall), 0, USUAL),
         judge(dataclasses.replace(calm, system=found.system), 0, USUAL),
         judge(calm, grown, USUAL),

@@ -72,7 +72,7 @@ def limited(maximum: object, used: int, file: int = 0, high: object = "max") -> 
         "memory.max": f"{maximum}\n",
         "memory.high": f"{high}\n",
         "memory.current": f"{used}\n",
-        "memory.stat": f"anon 1\nfile 77\ninactive_file {file}\nactive_file 5\n",
+        "memory.stat": f"anon 1\nfile 77\ninactive_file {file}\nactive_file 5\nfile_mapped 9\n",
     }
 
 
@@ -106,6 +106,18 @@ def test_what_changes_is_read_anew(tmp_path: Path) -> None:
     found = probe.read()
     assert (found.total_bytes, found.available_bytes) == (512 * MEBI, 12 * MEBI)
     assert (found.stall, found.stall_full) == (99.0, None)
+
+
+@pytest.mark.parametrize(
+    ("path", "names"), [("v2", ("active_file", "file_mapped")), ("v1", ("total_active_file", "total_mapped_file"))]
+)
+def test_file_cache_in_frequent_use_is_free_unless_it_is_mapped(
+    path: str, names: tuple[str, str], tmp_path: Path
+) -> None:
+    group = dict((limited if path == "v2" else limited_v1)(4096 * MEBI, 1024 * MEBI))
+    group["memory.stat"] = f"{names[0]} {300 * MEBI}\n{names[1]} {100 * MEBI}\n"
+    tree = (v2 if path == "v2" else v1)("/a", {"a": group})
+    assert Probe(plant(tmp_path, tree)).read().available_bytes == (3072 + 200) * MEBI
 
 
 @pytest.mark.parametrize(

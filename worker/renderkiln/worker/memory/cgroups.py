@@ -47,16 +47,21 @@ class _Group:
         return min((limit for limit in found if limit), default=None)
 
     def used(self) -> int | None:
-        """Bytes in use, without the file cache that the kernel would drop first."""
-        usage, dropped = (
-            ("memory.current", "inactive_file")
-            if self.version == 2
-            else ("memory.usage_in_bytes", "total_inactive_file")
-        )
+        """Bytes in use, without the file cache that the kernel would drop.
+
+        Of that in frequent use, too, as it is with `MemAvailable`: a worker that reads its models again and again fills a
+        group with it. What is mapped is left out of this: it may well be a stage's weights.
+        """
+        usage, prefix = ("memory.current", "") if self.version == 2 else ("memory.usage_in_bytes", "total_")
         used = whole(read(self.folder / usage))
         if used is None:
             return None
-        return max(0, used - counts(read(self.folder / "memory.stat")).get(dropped, 0))
+        said = counts(read(self.folder / "memory.stat"))
+        inactive, active, mapped = (
+            said.get(f"{prefix}{name}", 0)
+            for name in ("inactive_file", "active_file", "file_mapped" if self.version == 2 else "mapped_file")
+        )
+        return max(0, used - inactive - max(0, active - mapped))
 
     def stall(self) -> Stall:
         return stall(read(self.folder / "memory.pressure")) if self.version == 2 else _NOT_TOLD

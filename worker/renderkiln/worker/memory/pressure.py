@@ -87,15 +87,19 @@ class Verdict(NamedTuple):
 
 
 def judge(sample: Sample, swap_grown_bytes: int, thresholds: Thresholds) -> Verdict:
-    """What a sample means, and by how much swap grew within a minute; the worst finding counts."""
-    findings = [_judge_available(sample, thresholds)]
+    """What a sample means, and by how much swap grew within a minute; the worst finding counts.
+
+    macOS judges by itself, and what psutil calls available is little there on a small Mac that is well; so what is
+    available counts elsewhere alone.
+    """
+    findings = [_judge_available(sample, thresholds)] if sample.system is None else []
     if sample.stall is not None:
         level = _level(sample.stall >= thresholds.stall_warn, sample.stall >= thresholds.stall_critical)
         findings.append(Verdict(level, f"processes waited {_percent(sample.stall)} of the time for memory"))
     if swap_grown_bytes >= thresholds.swap_growth_bytes:
         findings.append(Verdict(Level.WARN, f"swap grew by {_gigabytes(swap_grown_bytes)} within a minute"))
     if sample.system is not None:
-        adjective = "critical " if sample.system is Level.CRITICAL else ""
+        adjective = {Level.CALM: "no ", Level.WARN: "", Level.CRITICAL: "critical "}[sample.system]
         findings.append(Verdict(sample.system, f"macOS reports {adjective}memory pressure"))
     return max(findings, key=lambda finding: finding.level)
 
