@@ -28,14 +28,14 @@ def peek(connection: Any, job: Job, count: int) -> tuple[RenderSpec, ...]:
             ids = connection.lrange(f"rq:queue:{names.queue(priority, job.spec.model)}", 0, count - 1)
             with connection.pipeline(transaction=False) as pipe:
                 for job_id in ids:
-                    pipe.hget(RqJob.key_for(job_id.decode()), "data")
+                    pipe.hget(RqJob.key_for(job_id.decode(errors="replace")), "data")
                 payloads = pipe.execute()
             count -= len(payloads)
             for spec in filter(None, map(_spec, payloads)):
                 if (spec.model, spec.revision, spec.text_encoder) == (job.spec.model, job.spec.revision, "model"):
                     guided = spec.guidance_scale > 1
                     found.setdefault((spec.prompt, spec.negative_prompt, spec.clip_skip, guided), spec)
-    except (redis.RedisError, UnicodeDecodeError):
+    except redis.RedisError:
         pass
     return tuple(found.values())
 

@@ -93,7 +93,9 @@ class MemoryKeeper:
         self._thread.start()
 
     def stop(self) -> None:
-        """Ends the thread, after it wrote what it has."""
+        """Ends the thread, after it wrote what it has. A second time does nothing."""
+        if self._stopping:
+            return
         self._stopping = True
         self._rouse()
         self._thread.join(timeout=10)

@@ -1,0 +1,129 @@
+"""Memory in a real worker: what is learned, recorded and tightened, and who looks ahead."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sqlite3
+import zlib
+from typing import Any
+
+from rq.job import Job as RqJob
+
+from renderkiln.home.memory_records import MemoryRecords
+from renderkiln.schema.jobs import JobStatus
+from renderkiln.schema.payload import MAX_PAYLOAD
+from renderkiln.worker.supervisor.ahead import peek
+
+from .conftest import LONG, House
+
+
+def attempts(house: House) -> list[dict[str, Any]]:
+    with sqlite3.connect(house.folder.ledger) as connection:
+        connection.row_factory = sqlite3.Row
+        return [dict(row) for row in connection.execute("SELECT * FROM attempts ORDER BY started_at")]
+
+
+def test_after_a_kill_a_job_is_tried_again_with_less_memory(house: House) -> None:
+    worker = house.start_worker()
+    job = house.submit(steps=LONG, max_attempts=1)
+    house.wait_for_step(job.id)
+    (renderer,) = house.children(worker)
+    os.kill(renderer, signal.SIGKILL)
+    returned = house.wait_for("returned", job.id)
+    said = "a quarter less is kept in memory for tiny on this machine"
+    assert said in str(getattr(returned, "failure", None))
+    result = house.queue.wait(job, timeout=90)
+    assert (result.status, result.attempt) == (JobStatus.FINISHED, 2), "memory that ran out uses up none of the tries"
+    first, second = attempts(house)
+    assert (first["outcome"], first["failure_kind"]) == ("failed", "renderer_died")
+    assert said in first["failure_message"]
+    assert first["peak_bytes"] > 100_000_000, "seen from outside, since the renderer could not tell"
+    assert second["outcome"] == "finished"
+    worker.send_signal(signal.SIGTERM)
+    worker.wait(60)
+    records = MemoryRecords(house.ledger())
+    (sampled,) = records.sampled_workers()
+    events = [sample.event for sample in records.samples(sampled[0]) if sample.event]
+    assert any(said in event for event in events)
+    house.start_worker("--name", "again")
+    house.queue.wait(house.submit("a blue square"), timeout=90)
+    assert "since memory ran out before" in house.log.read_text(), "the machine remembers"
+
+
+def test_just_in_time_with_a_look_ahead(house: House) -> None:
+    jobs = [house.submit(f"a red circle, {number}", negative_prompt="blurry") for number in range(5)]
+    house.start_worker("--memory", "jit", "--burst")
+    for job in jobs:
+        assert house.queue.wait(job, timeout=90).status is JobStatus.FINISHED
+    assert house.workers[0].wait(60) == 0
+    rows = attempts(house)
+    assert len(rows) == 5
+    first, *others = [row["loads"] for row in rows]
+    # text encoder (the warm-up's is gone), UNet, decoder, safety checker; then the same without the text encoder
+    assert others == [first - 1] * 4
+    assert all(row["evictions"] >= 2 and row["peak_bytes"] > 100_000_000 for row in rows)
+    records = MemoryRecords(house.ledger())
+    costs = records.stage_costs("tiny", "torch auto cpu")
+    assert {"text_encoder", "unet", "vae_decoder"} <= set(costs)
+    assert all(cost.size_bytes > 0 and cost.load_seconds > 0 for cost in costs.values())
+    samples = records.samples()
+    most = max(len(sample.stages) for sample in samples)
+    assert most == 1, "never two stages at once"
+    assert {sample.stages[0][1] for sample in samples if sample.stages} >= {"unet", "text_encoder"}
+
+
+def test_what_cannot_fit_is_not_started(house: House) -> None:
+    worker = house.start_worker("--memory-budget", "300MB")
+    assert worker.wait(60) == 2
+    log = house.log.read_text()
+    assert "tiny does not fit" in log
+    assert "there are 0.3 GB" in log
+
+
+def test_a_budget_that_is_none_is_a_setting_gone_wrong(house: House) -> None:
+    worker = house.start_worker("--memory-budget", "much")
+    assert worker.wait(60) == 2
+    assert "memory_budget = 'much'" in house.log.read_text()
+
+
+class TestPeeking:
+    def test_sees_the_next_jobs_of_the_model_and_takes_none(self, house: House) -> None:
+        current = house.submit("at work")
+        for number in range(3):
+            house.submit(f"number {number}")
+        house.submit("urgent", priority="high")
+        house.submit("number 0", seed=5)  # the same prompts once more
+        before = house.queue.connection.llen("rq:queue:renderkiln:normal:tiny")
+        seen = peek(house.queue.connection, _job(house, current.id), 48)
+        assert [spec.prompt for spec in seen] == ["urgent", "at work", "number 0", "number 1", "number 2"]
+        assert house.queue.connection.llen("rq:queue:renderkiln:normal:tiny") == before
+        assert [spec.prompt for spec in peek(house.queue.connection, _job(house, current.id), 2)] == [
+            "urgent",
+            "at work",
+        ]
+        assert peek(house.queue.connection, _job(house, current.id), 0) == ()
+
+    def test_what_cannot_be_read_is_left_alone(self, house: House) -> None:
+        job = house.submit("at work")
+        connection = house.queue.connection
+        bomb = zlib.compress(b"[" * (64 * MAX_PAYLOAD))
+        for number, data in enumerate((b"", b"\x80\x04pickle", zlib.compress(b"{}"), bomb, zlib.compress(b'"x"'))):
+            connection.hset(RqJob.key_for(f"bad-{number}"), "data", data)
+            connection.rpush("rq:queue:renderkiln:normal:tiny", f"bad-{number}")
+        connection.rpush("rq:queue:renderkiln:normal:tiny", b"\xff\xfe", "gone")
+        house.submit("after them")
+        assert [spec.prompt for spec in peek(connection, _job(house, job.id), 48)] == ["at work", "after them"]
+
+
+def _job(house: House, job_id: str) -> Any:
+    from renderkiln.schema.payload import read_payload
+
+    return read_payload(RqJob.fetch(job_id, connection=house.queue.connection, serializer=_Serializer).data)
+
+
+class _Serializer:
+    """Leaves RQ's data as it is."""
+
+    dumps = staticmethod(lambda value: value)
+    loads = staticmethod(lambda value: value)
