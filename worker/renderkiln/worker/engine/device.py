@@ -8,12 +8,11 @@ import torch
 from renderkiln.schema.errors import SettingsError
 
 from ..memory.process import hand_back
+from ..memory.words import says_out_of_memory
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 #: Below this much system memory, attention on mps is computed in slices: diffusers' advice for Apple silicon.
 ATTENTION_SLICING_BELOW = 64 * 2**30
-#: How torch says "out of memory" where it has no class for it: mps, and the allocator of the CPU.
-_OUT_OF_MEMORY = ("out of memory", "invalid buffer size", "can't allocate memory", "not enough memory")
 
 
 def pick_device(name: str = "auto") -> torch.device:
@@ -68,4 +67,4 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory ran out, on whatever device."""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
-    return isinstance(error, RuntimeError) and any(said in str(error).casefold() for said in _OUT_OF_MEMORY)
+    return isinstance(error, RuntimeError) and says_out_of_memory(error)

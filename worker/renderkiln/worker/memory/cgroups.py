@@ -49,8 +49,8 @@ class _Group:
     def used(self) -> int | None:
         """Bytes in use, without the file cache that the kernel would drop.
 
-        Of that in frequent use, too, as it is with `MemAvailable`: a worker that reads its models again and again fills a
-        group with it. What is mapped is left out of this: it may well be a stage's weights.
+        Of that in frequent use, too, as it is with `MemAvailable`: a worker that reads its models again and again fills
+        a group with it. What is mapped is left out of this: it may well be a stage's weights.
         """
         usage, prefix = ("memory.current", "") if self.version == 2 else ("memory.usage_in_bytes", "total_")
         used = whole(read(self.folder / usage))

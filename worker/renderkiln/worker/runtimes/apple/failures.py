@@ -11,12 +11,13 @@ import re
 
 from renderkiln.schema.errors import ModelLoadError, OutOfMemoryError, PredictionError, RenderFailedError
 
+from ...memory.words import says_out_of_memory
 from .system import ComputeUnit
 
 _DESCRIPTION = re.compile(r'NSLocalizedDescription = (?:"((?:[^"\\]|\\.)*)"|([^;\n]*));', re.DOTALL)
 _LENGTH = 400
-#: Said by Metal, Core ML and its compilers where memory ran out.
-_MEMORY = ("insufficient memory", "outofmemory", "out of memory", "no memory", "allocat", "bad_alloc")
+#: Said by Core ML and its compilers, beside what every library says, and there of nothing but memory.
+_MORE_WORDS = ("allocat", "no memory")
 #: Said of any trouble in mid-run. Our inputs were checked before, so what is left is mostly memory
 #: (apple/ml-stable-diffusion#96, #100).
 _VAGUE = ("error computing nn outputs", "unable to compute the")
@@ -79,7 +80,7 @@ def disk_full(name: str) -> ModelLoadError:
 
 
 def _is_memory(error: Exception) -> bool:
-    return isinstance(error, MemoryError) or any(mark in str(error).casefold() for mark in _MEMORY)
+    return says_out_of_memory(error) or any(words in str(error).casefold() for words in _MORE_WORDS)
 
 
 def _no_memory(what: str, error: Exception) -> OutOfMemoryError:

@@ -15,14 +15,13 @@ import numpy as np
 
 from renderkiln.schema.errors import ModelLoadError, OutOfMemoryError, PredictionError, RenderFailedError
 
+from ...memory.words import says_out_of_memory
 from ..base import Array, ComputeUnit, Shape, TensorInfo
 from ..checks import check_inputs
 from .description import Function, choose, describe_functions, merge, tensor
 from .library import let_go, runtime, wait_for
 from .system import on_all_units
 
-#: Said by Metal and by allocators where memory ran out.
-_MEMORY = ("insufficient memory", "out of memory", "outofmemory", "bad_alloc", "cannot allocate")
 _LENGTH = 400
 
 
@@ -180,7 +179,7 @@ def _close(stack: AsyncExitStack) -> None:
 
 def _failure(error: Exception, what: str, kind: type[RenderFailedError]) -> RenderFailedError:
     said = " ".join(str(error).split())[:_LENGTH] or type(error).__name__
-    if isinstance(error, MemoryError) or any(mark in said.casefold() for mark in _MEMORY):
+    if says_out_of_memory(error):
         return OutOfMemoryError(f"{what}: memory ran out ({said}). Close other programs, or take a smaller model")
     return kind(f"{what}: Core AI says: {said}")
 
