@@ -136,9 +136,11 @@ def test_jobs_come_as_they_end_each_once(
     early = worker.take()
     assert early is not None
     worker.finish(early)
-    meanwhile(worker.finish_all)
-    results = list(queue.as_completed(batch, timeout=60))
+    coming = queue.as_completed(batch, timeout=60)
+    results = [next(coming)]
     assert results[0].job_id == early.id
+    meanwhile(worker.finish_all)
+    results += coming
     assert sorted(result.job_id for result in results) == sorted(worker.taken)
     assert queue.status(batch) == BatchStatus(batch.id, finished=30)
 
