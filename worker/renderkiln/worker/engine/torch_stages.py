@@ -19,17 +19,8 @@ from ..runtimes.naming import PROJECTION
 from .base import EngineInfo
 from .device import is_out_of_memory
 from .files import Weights, find_weights, read_json
-from .libraries import diffusers, transformers
+from .torch_loading import load_module
 
-#: The classes that a component may be of, by the name that model_index.json gives.
-CLASSES: dict[str, Any] = {
-    "AutoencoderKL": diffusers.AutoencoderKL,
-    "CLIPTextModel": transformers.CLIPTextModel,
-    "CLIPTextModelWithProjection": transformers.CLIPTextModelWithProjection,
-    "StableDiffusionSafetyChecker": diffusers.pipelines.stable_diffusion.StableDiffusionSafetyChecker,
-    "ControlNetModel": diffusers.ControlNetModel,
-    "UNet2DConditionModel": diffusers.UNet2DConditionModel,
-}
 #: Either half of a VAE: what its tensors' names begin with, and what of the module the half does not need.
 VAE_HALVES = {
     "vae_encoder": (("encoder.", "quant_conv."), ("decoder", "post_quant_conv")),
@@ -158,24 +149,8 @@ class TorchStageLoader:
             raise ModelLoadError(f"{self.folder} cannot be loaded as {self.class_name}: {error}") from error
 
     def _load(self) -> torch.nn.Module:
-        from_pretrained: Callable[..., tuple[torch.nn.Module, dict[str, Any]]]
-        from_pretrained = CLASSES[self.class_name].from_pretrained
-        module, info = from_pretrained(
-            self.folder,
-            dtype=self.dtype,
-            variant=self.weights.variant,
-            use_safetensors=True,
-            local_files_only=True,
-            output_loading_info=True,
-        )
-        # Both libraries fill what a file lacks with random numbers, and go on.
-        missing = sorted(info["missing_keys"])
-        if missing:
-            shown = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
-            raise ModelLoadError(f"the weights in {self.folder} lack {shown}: the model is not complete")
-        if self.stage in VAE_HALVES:
-            for part in VAE_HALVES[self.stage][1]:
-                setattr(module, part, None)
+        without = VAE_HALVES[self.stage][1] if self.stage in VAE_HALVES else ()
+        module: Any = load_module(self.class_name, self.folder, self.weights, self.dtype, self.device, without)
         if self.attention_slicing and self.stage == "unet":
             module.set_attention_slice("auto")
-        return module.to(self.device).eval().requires_grad_(False)
+        return module
