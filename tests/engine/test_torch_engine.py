@@ -383,7 +383,7 @@ class TestOutOfMemory:
             raise MemoryError
 
         with monkeypatch.context() as patch:
-            patch.setattr(diffusers.UNet2DConditionModel, "from_pretrained", fail)
+            patch.setattr(diffusers.UNet2DConditionModel, "from_config", fail)
             with pytest.raises(errors.OutOfMemoryError, match="no room for unet"):
                 render()
         assert [stage.stage for stage in render.engine.describe().stages] == ["text_encoder"]

@@ -39,7 +39,6 @@ class System(Probe):
 
 class Loader:
     size_bytes = 1000
-    loads_beside = False
 
     def load(self) -> Any:
         return object()

@@ -30,7 +30,6 @@ class Loader:
     """Takes two seconds, and fails as often as it is told to."""
 
     size_bytes = 100
-    loads_beside = False
 
     def __init__(self, clock: Clock) -> None:
         self.clock = clock

@@ -14,27 +14,15 @@ import torch
 from renderkiln.schema.errors import InvalidSpecError, ModelLoadError, OutOfMemoryError
 from renderkiln.schema.spec import RenderSpec
 
-from ..models.weights import Weights, find_weights, read_json
+from ..models.weights import VAE_HALVES, Weights, find_weights, read_json
 from ..runtimes.base import Array
 from ..runtimes.naming import PROJECTION
 from .base import EngineInfo
 from .device import is_out_of_memory
-from .libraries import diffusers, transformers
+from .torch_loading import load_module
 
-#: The classes that a component may be of, by the name that model_index.json gives.
-CLASSES: dict[str, Any] = {
-    "AutoencoderKL": diffusers.AutoencoderKL,
-    "CLIPTextModel": transformers.CLIPTextModel,
-    "CLIPTextModelWithProjection": transformers.CLIPTextModelWithProjection,
-    "StableDiffusionSafetyChecker": diffusers.pipelines.stable_diffusion.StableDiffusionSafetyChecker,
-    "ControlNetModel": diffusers.ControlNetModel,
-    "UNet2DConditionModel": diffusers.UNet2DConditionModel,
-}
-#: Either half of a VAE: what its tensors' names begin with, and what of the module the half does not need.
-VAE_HALVES = {
-    "vae_encoder": (("encoder.", "quant_conv."), ("decoder", "post_quant_conv")),
-    "vae_decoder": (("decoder.", "post_quant_conv."), ("encoder", "quant_conv")),
-}
+#: What of a VAE's module either half does not need.
+_OTHER_HALF = {"vae_encoder": ("decoder", "post_quant_conv"), "vae_decoder": ("encoder", "quant_conv")}
 
 
 @dataclass(frozen=True)
@@ -131,11 +119,10 @@ class TorchStageLoader:
     dtype: torch.dtype
     device: torch.device
     attention_slicing: bool = False
-    loads_beside: bool = False
 
     @property
     def size_bytes(self) -> int:
-        prefixes = VAE_HALVES[self.stage][0] if self.stage in VAE_HALVES else ("",)
+        prefixes = VAE_HALVES.get(self.stage, ("",))
         return self.weights.size_bytes(self.dtype.itemsize, prefixes)
 
     def load(self) -> torch.nn.Module:
@@ -159,24 +146,8 @@ class TorchStageLoader:
             raise ModelLoadError(f"{self.folder} cannot be loaded as {self.class_name}: {error}") from error
 
     def _load(self) -> torch.nn.Module:
-        from_pretrained: Callable[..., tuple[torch.nn.Module, dict[str, Any]]]
-        from_pretrained = CLASSES[self.class_name].from_pretrained
-        module, info = from_pretrained(
-            self.folder,
-            dtype=self.dtype,
-            variant=self.weights.variant,
-            use_safetensors=True,
-            local_files_only=True,
-            output_loading_info=True,
-        )
-        # Both libraries fill what a file lacks with random numbers, and go on.
-        missing = sorted(info["missing_keys"])
-        if missing:
-            shown = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
-            raise ModelLoadError(f"the weights in {self.folder} lack {shown}: the model is not complete")
-        if self.stage in VAE_HALVES:
-            for part in VAE_HALVES[self.stage][1]:
-                setattr(module, part, None)
+        without = _OTHER_HALF.get(self.stage, ())
+        module: Any = load_module(self.class_name, self.folder, self.weights, self.dtype, self.device, without)
         if self.attention_slicing and self.stage == "unet":
             module.set_attention_slice("auto")
-        return module.to(self.device).eval().requires_grad_(False)
+        return module

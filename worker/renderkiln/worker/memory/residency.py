@@ -55,12 +55,11 @@ class StageLoader(Protocol):
     def size_bytes(self) -> int:
         """Size of the weights once loaded; known from files, before loading."""
 
-    @property
-    def loads_beside(self) -> bool:
-        """Whether `load` may run in a thread while another stage is at work."""
-
     def load(self) -> Any:
-        """Loads the stage. Raises ModelLoadError or OutOfMemoryError, and then leaves nothing behind."""
+        """Loads the stage; may run in a thread while another stage is at work.
+
+        Raises ModelLoadError or OutOfMemoryError, and then leaves nothing behind.
+        """
 
 
 @dataclass
@@ -249,13 +248,7 @@ class Residency:
     def load_ahead(self, key: StageKey) -> bool:
         """Begins to load a stage beside the work at hand, if it is known and there is room for both."""
         entry = self._entries.get(key)
-        if (
-            entry is None
-            or entry.is_held
-            or not entry.loader.loads_beside
-            or self.rule.policy == "jit"
-            or self._to_drop(key)
-        ):
+        if entry is None or entry.is_held or self.rule.policy == "jit" or self._to_drop(key):
             return False
         self._ahead = self._ahead or ThreadPoolExecutor(1, thread_name_prefix="load-ahead")
         entry.coming = self._ahead.submit(self._timed_load, entry.loader)

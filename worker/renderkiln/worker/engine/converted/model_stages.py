@@ -130,7 +130,6 @@ class ConvertedStageLoader:
     class_name: str
     folder: Path
     open_package: OpenPackage
-    loads_beside: bool = True
 
     @property
     def size_bytes(self) -> int:
