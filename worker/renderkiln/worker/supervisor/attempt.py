@@ -11,7 +11,7 @@ import logging
 import signal
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
 from functools import partial
 from pathlib import Path
@@ -28,7 +28,6 @@ from renderkiln.worker.protocol import (
     Failed,
     FormName,
     MemoryOrder,
-    MemoryUse,
     NotReady,
     Picture,
     Ready,
@@ -39,6 +38,7 @@ from renderkiln.worker.protocol import (
 from .child import Renderer
 from .delivery import Delivery
 from .outage import Backoff
+from .outcomes import Beat, Outcome
 from .signals import Signals
 
 log = logging.getLogger("renderkiln.supervisor")
@@ -52,48 +52,6 @@ _MOST_PENDING = 4
 #: Failures of what an attempt needs that may be over in a moment.
 _PASSING = (errors.LedgerError, errors.StoreError, errors.ServerUnavailableError)
 _T = TypeVar("_T")
-
-
-class Beat(Enum):
-    """What a heartbeat found out."""
-
-    GOING_ON = "going on"
-    #: Somebody asked for the job to be canceled.
-    CANCEL = "cancel"
-    #: The lease ran out and the job is no longer this attempt's.
-    LOST = "lost"
-
-
-@dataclass
-class Outcome:
-    """How an attempt ended. With no failure and no flag, the job is done."""
-
-    images: dict[int, ImageResult] = field(default_factory=dict)
-    failure: Failure | None = None
-    canceled: bool = False
-    given_back: bool = False
-    #: Another worker has the job; nothing more is this one's to say.
-    lost: bool = False
-    #: Memory ran out, or the renderer was killed as whoever takes too much of it is.
-    ran_out: bool = False
-    #: The job is tried again with less memory: what is to be different, as a sentence.
-    tightened: str | None = None
-    #: What it took, where the renderer lived to tell.
-    memory: MemoryUse | None = None
-    load_seconds: float = 0.0
-    render_seconds: float = 0.0
-    write_seconds: float = 0.0
-
-    @property
-    def timings(self) -> dict[str, float]:
-        names = ("load_seconds", "render_seconds", "write_seconds")
-        return {name: round(getattr(self, name), 6) for name in names}
-
-    @property
-    def memory_taken(self) -> dict[str, int] | None:
-        if self.memory is None:
-            return None
-        return {name: getattr(self.memory, name) for name in ("peak_bytes", "loads", "evictions")}
 
 
 @dataclass(frozen=True)
@@ -117,6 +75,8 @@ class Surroundings:
     memory_of: Callable[[str, FormName | None], MemoryOrder]
     #: The specs, as JSON, of jobs that wait for the same model.
     ahead_of: Callable[[Job], tuple[str, ...]]
+    #: Told that memory ran out while a model was loaded before there was a job for it, and how that showed.
+    warm_up_ran_out: Callable[[str], None]
     on_ready: Callable[[Ready], None]
     on_step: Callable[[Job, Step], None]
     on_image: Callable[[Job, ImageResult], None]
@@ -261,6 +221,8 @@ class _Attempt:
                 message = self._renderer.receive_or(self._signals.descriptor, self._nap())
             except errors.RendererDiedError as error:
                 log.warning("while warming up: %s", error)  # not this job's doing
+                if error.signal == signal.SIGKILL:
+                    self._around.warm_up_ran_out(str(error))
                 continue
             if message is None:
                 self._signals.drain()
@@ -270,6 +232,9 @@ class _Attempt:
                 log.warning("%s could not be warmed up: %s", message.model, message.message)
                 if message.kind == errors.BadImageError.kind:
                     self._around.give_up_form(message.model, message.message)
+                elif message.kind == errors.OutOfMemoryError.kind:
+                    self._renderer.kill()  # as after a job
+                    self._around.warm_up_ran_out(message.message)
 
     def _insist(self, action: Callable[[], _T]) -> _T:
         """Does what may have to wait for store, ledger or Redis, for as long as patience lasts."""

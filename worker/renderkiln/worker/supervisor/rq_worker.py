@@ -37,10 +37,10 @@ from renderkiln.schema.events import Started
 from renderkiln.schema.jobs import Failure, Job, JobResult, JobStatus
 from renderkiln.schema.payload import read_payload
 
-from .attempt import Beat, Outcome
 from .endings import add_end, publish, refuse
 from .fates import tries_again
 from .outage import Backoff, is_outage, ride_out
+from .outcomes import Beat, Outcome
 from .rescue import rescue
 from .signals import Signals
 from .taking import claim, counter, take

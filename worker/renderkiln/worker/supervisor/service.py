@@ -41,13 +41,14 @@ from renderkiln.worker.models.memory import why_too_large
 from renderkiln.worker.protocol import MemoryUse, Ready, RendererConfig, WarmUp
 
 from .ahead import peek
-from .attempt import Outcome, Surroundings, run_attempt
+from .attempt import Surroundings, run_attempt
 from .child import Renderer
 from .forms import Forms
 from .memory.keeper import MemoryKeeper, View
 from .memory.leaks import Holding, LeakWatch
 from .memory.rules import MemoryRules, thresholds
 from .news import News
+from .outcomes import Outcome
 from .rq_worker import Current, RenderWorker
 from .signals import Signals
 
@@ -130,6 +131,7 @@ class _Service:
             probe=probe,
         )
         self._leaks = LeakWatch()
+        self._warm_model = options.warm or settings.model
         self._renderer = Renderer(config, self._renderer_started)
         self._forms = Forms(settings, partial(find_model, self._folder), self._ledger.tuned_form)
         self._limits = self._forms.limits(self._models, installed_controlnets(self._folder))
@@ -158,6 +160,7 @@ class _Service:
             give_up_form=self._forms.give_up,
             memory_of=self._memory.order,
             ahead_of=self._ahead,
+            warm_up_ran_out=self._warm_up_ran_out,
             on_ready=self._on_ready,
             on_step=news.step,
             on_image=news.image,
@@ -202,7 +205,7 @@ class _Service:
 
     def _warm_up(self) -> None:
         """Once, at the start. A renderer started anew has a job to do, and loads what that needs."""
-        model = self._options.warm or self._settings.model
+        model = self._warm_model
         if model not in self._models:
             self._renderer.ensure_running()
             return
@@ -255,15 +258,24 @@ class _Service:
         self._after(current.job.spec.model, outcome)
         return outcome
 
+    def _warm_up_ran_out(self, why: str) -> None:
+        log.warning(
+            "memory ran out while warming up: %s", self._ran_out(self._warm_model, why) or "nothing can be dropped."
+        )
+
+    def _ran_out(self, model: str, why: str) -> str | None:
+        tightened = self._memory.ran_out(model, why)
+        self._keeper.event(f"memory ran out with {model}: {tightened or 'nothing is left to drop'}")
+        return tightened
+
     def _after(self, model: str, outcome: Outcome) -> None:
         """Learns from an attempt what memory it took, and sees that the renderer gave back what it should have."""
         seen = self._keeper.take_peak()
         if outcome.ran_out and outcome.failure is not None:
-            outcome.tightened = self._memory.ran_out(model, outcome.failure.message)
+            outcome.tightened = self._ran_out(model, outcome.failure.message)
             if outcome.tightened is not None:
                 said = f"{outcome.failure.message.rstrip('.')}; {outcome.tightened}"
                 outcome.failure = outcome.failure.model_copy(update={"message": said})
-            self._keeper.event(f"memory ran out with {model}: {outcome.tightened or 'nothing is left to drop'}")
         use = outcome.memory or MemoryUse(seen, 0, 0.0, 0)
         outcome.memory = replace(use, peak_bytes=max(seen, use.peak_bytes))
         if not use.measured or self._renderer.pid is None:
