@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import weakref
 
 import pytest
@@ -11,36 +12,9 @@ from renderkiln.schema.errors import OutOfMemoryError
 from renderkiln.worker.memory.planning import StageKey
 from renderkiln.worker.memory.residency import Residency
 
+from .fakes import Clock, Loader, Stage
+
 UNET, VAE, OTHER = StageKey("a", "unet"), StageKey("a", "vae_decoder"), StageKey("b", "unet")
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-class Stage:
-    pass
-
-
-class Loader:
-    """Takes two seconds, and fails as often as it is told to."""
-
-    size_bytes = 100
-
-    def __init__(self, clock: Clock) -> None:
-        self.clock = clock
-        self.failures = 0
-
-    def load(self) -> Stage:
-        self.clock.now += 2
-        if self.failures:
-            self.failures -= 1
-            raise OutOfMemoryError("no room")
-        return Stage()
 
 
 @pytest.fixture
@@ -138,3 +112,70 @@ def test_forgetting_a_model_drops_it(residency: Residency) -> None:
     assert residency.loaded() == ()
     with pytest.raises(KeyError), residency.use(UNET):
         pass
+
+
+def test_forgetting_a_model_begins_anew(residency: Residency, clock: Clock) -> None:
+    residency.begin_job((UNET, VAE), 0)
+    residency.forget("a")
+    residency.add(UNET, Loader(clock))
+    residency.begin_job((UNET, VAE), 0)
+    (cost,) = residency.costs()
+    assert cost.uses_per_job == 1  # not one that nobody needs, which would be the first to go
+
+
+def test_tells_what_it_did(residency: Residency) -> None:
+    said: list[str] = []
+    residency.on_change = said.append
+    with residency.use(UNET):
+        pass
+    residency.drop(VAE)
+    residency.drop_all()  # the others are known, and not in memory
+    assert said == ["unet loaded", "unet dropped"]
+
+
+def test_what_cannot_be_heard_or_measured_leaves_nothing_lent(residency: Residency) -> None:
+    def fail(*_args: object) -> int:
+        raise OSError("no such process")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(residency, "listen", fail)
+        with pytest.raises(OSError, match="no such"), residency.use(UNET):
+            pytest.fail("must not come here")
+        assert residency.loaded() == ()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(residency._meter, "begin", fail)
+        with pytest.raises(OSError, match="no such"), residency.use(UNET):
+            pytest.fail("must not come here")
+    assert residency.drop(UNET)
+
+
+class TestLeaks:
+    def test_somebody_else_holds_it(self, residency: Residency, caplog: pytest.LogCaptureFixture) -> None:
+        with residency.use(UNET) as stage:
+            pass
+        with caplog.at_level(logging.WARNING):
+            residency.drop(UNET)
+        assert "memory leak" in caplog.text
+        assert names(residency) == []
+        assert isinstance(stage, Stage)
+
+    def test_a_cycle_is_none(self, residency: Residency, caplog: pytest.LogCaptureFixture) -> None:
+        with residency.use(UNET) as stage:
+            stage.itself = stage
+            reference = weakref.ref(stage)
+        del stage
+        with caplog.at_level(logging.WARNING):
+            residency.drop(UNET)
+        assert reference() is None
+        assert caplog.text == ""
+
+    def test_what_cannot_be_watched_is_let_go_too(self, residency: Residency, clock: Clock) -> None:
+        class Odd(Loader):
+            def load(self) -> object:  # type: ignore[override]
+                return object()
+
+        residency.add(UNET, Odd(clock))
+        with residency.use(UNET):
+            pass
+        assert residency.drop(UNET)
+        assert names(residency) == []

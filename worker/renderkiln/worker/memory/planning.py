@@ -6,7 +6,7 @@ process itself, the weights of all stages that are loaded, and the working set o
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, combinations
 from typing import Literal, NamedTuple
@@ -99,61 +99,84 @@ def make_room(
 
 
 def _cheapest(idle: Sequence[StageCost], excess: int) -> tuple[StageKey, ...]:
-    """The stages that free so many bytes at the least seconds of loading; all, if all are too few."""
+    """The stages that free so many bytes at the least seconds of loading; all, if all are too few. None in vain."""
+    if excess <= 0:
+        return ()
     left = sorted(idle, key=lambda each: (each.price, -each.size_bytes, each.key))
     dropped: list[StageCost] = []
-    while excess > 0 and left and (len(left) > _COMPARED or sum(each.size_bytes for each in left) <= excess):
-        dropped.append(left.pop(0))  # in the order of price: too many to compare, or none can stay anyway
-        excess -= dropped[-1].size_bytes
-    if excess > 0 and left:
+    freed, in_all = 0, sum(each.size_bytes for each in left)
+    # In the order of price: too many to compare, or none can stay anyway.
+    while left and freed < excess and (len(left) > _COMPARED or in_all <= excess):
+        dropped.append(left.pop(0))
+        freed += dropped[-1].size_bytes
+    if freed < excess and left:
         subsets = chain.from_iterable(combinations(left, count) for count in range(1, len(left) + 1))
-        enough = (subset for subset in subsets if sum(each.size_bytes for each in subset) >= excess)
+        enough = (subset for subset in subsets if freed + sum(each.size_bytes for each in subset) >= excess)
         dropped += min(
             enough, key=lambda subset: (sum(e.seconds_per_job for e in subset), sum(e.size_bytes for e in subset))
         )
+        freed = sum(each.size_bytes for each in dropped)
+    # What went for its price alone may have been too little to matter beside what went after it.
+    for each in sorted(dropped, key=lambda each: (-each.seconds_per_job, each.size_bytes, each.key)):
+        if freed - each.size_bytes >= excess:
+            dropped.remove(each)
+            freed -= each.size_bytes
     return tuple(sorted(each.key for each in dropped))
 
 
 class Usage(NamedTuple):
-    """What a list of jobs of one model does to memory, once the first of them is done."""
+    """What a list of jobs of one model does to memory, once the first of them are done."""
 
     #: The most that is in memory at once.
     peak_bytes: int
     #: What is in memory all the time.
     resident: tuple[StageKey, ...]
-    #: What a job loads, in order.
+    #: What is loaded again, by every job or, where jobs take turns, by some of them.
     loads: tuple[StageKey, ...]
-    #: What these loads take.
+    #: What a job's loads take, on average.
     load_seconds: float
 
 
 def foresee(order: Sequence[StageCost], rule: Rule, other_bytes: int = 0) -> Usage:
-    """Goes through one job after another in thought.
+    """Goes through one job after another in thought, until one begins as an earlier one did.
 
     Args:
         order: the stages that a job puts to work, in their order; one whose `uses_per_job` is below 0.5 is needed by
             the first job alone.
     """
     costs = {each.key: each for each in order}
+    again = [each for each in order if each.uses_per_job >= 0.5]
     loaded: list[StageKey] = []
-    peak, always = other_bytes, set(costs)
+    peak = _go_through(order, costs, loaded, rule, other_bytes).peak_bytes
+    begun: list[frozenset[StageKey]] = []
+    jobs: list[Usage] = []
+    while frozenset(loaded) not in begun:
+        begun.append(frozenset(loaded))
+        jobs.append(_go_through(again, costs, loaded, rule, other_bytes))
+    turn = jobs[begun.index(frozenset(loaded)) :]  # mostly one job, now and then two
+    return Usage(
+        max([peak, *(job.peak_bytes for job in jobs)]),
+        tuple(key for key in costs if all(key in job.resident for job in turn)),
+        tuple(key for key in costs if any(key in job.loads for job in turn)),
+        sum(job.load_seconds for job in turn) / len(turn),
+    )
+
+
+def _go_through(
+    order: Sequence[StageCost], costs: Mapping[StageKey, StageCost], loaded: list[StageKey], rule: Rule, other: int
+) -> Usage:
+    """What one job does; changes `loaded`."""
+    peak, always = other, set(loaded)
     loads: list[StageKey] = []
-    for job in range(3):  # from the second on, each is as the one before
-        loads = []
-        for each in order:
-            if job > 0 and each.uses_per_job < 0.5:
-                continue
-            for key in make_room(each, [costs[key] for key in loaded], (), rule, other_bytes):
-                loaded.remove(key)
-            if each.key not in loaded:
-                loaded.append(each.key)
-                loads.append(each.key)
-            held = other_bytes + sum(costs[key].size_bytes for key in loaded) + each.working_bytes
-            peak = max(peak, held)
-            if job == 2:
-                always &= set(loaded)
-    seconds = sum(costs[key].load_seconds for key in loads)
-    return Usage(peak, tuple(key for key in costs if key in always), tuple(loads), seconds)
+    for each in order:
+        for key in make_room(each, [costs[key] for key in loaded], (), rule, other):
+            loaded.remove(key)
+        if each.key not in loaded:
+            loaded.append(each.key)
+            loads.append(each.key)
+        peak = max(peak, other + sum(costs[key].size_bytes for key in loaded) + each.working_bytes)
+        always &= set(loaded)
+    return Usage(peak, tuple(always), tuple(loads), sum(costs[key].load_seconds for key in loads))
 
 
 def need_bytes(order: Sequence[StageCost], rule: Rule, other_bytes: int = 0) -> int:

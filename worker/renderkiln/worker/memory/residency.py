@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from .meter import Meter
 from .planning import Rule, StageCost, StageKey, make_room, tighten
@@ -62,6 +62,15 @@ class StageLoader(Protocol):
         """
 
 
+class _Coming(NamedTuple):
+    """A load that was begun ahead. The stage is not the future's result, as the thread that makes it holds on to that
+    for a moment after it has told of it."""
+
+    future: Future[None]
+    #: The stage and the seconds that the load took, once the future is done.
+    arrived: list[tuple[Any, float]]
+
+
 @dataclass
 class _Entry:
     loader: StageLoader
@@ -74,7 +83,7 @@ class _Entry:
     uses_per_job: float = 0.0
     used: bool = False
     #: A load that was begun ahead.
-    coming: Future[Any] | None = None
+    coming: _Coming | None = None
 
     @property
     def is_held(self) -> bool:
@@ -154,6 +163,11 @@ class Residency:
         return tighten(self._rule, step, self.costs(), self._other_bytes) if step else self._rule
 
     @property
+    def _in_tiles(self) -> bool:
+        """Whether memory that ran out has led to tiles. Pressure never does: it comes and goes, and changes no picture."""
+        return tighten(self._rule, self._step, ()).in_tiles
+
+    @property
     def other_bytes(self) -> int:
         """What the process holds beside its stages, as of the last drop; before one, what it held when it was empty."""
         return self._other_bytes
@@ -223,6 +237,7 @@ class Residency:
         """Makes a stage known; loads nothing. What another loader of that key had loaded is dropped."""
         self.drop(key)
         self._entries[key] = _Entry(loader, loader.size_bytes)
+        self._order = tuple(each for each in self._order if each != key)  # to the next job it is a new one
 
     @contextmanager
     def use(self, key: StageKey) -> Iterator[Any]:
@@ -231,19 +246,21 @@ class Residency:
         Raises:
             ModelLoadError, OutOfMemoryError: it could not be loaded; it then counts as not loaded.
         """
-        self.listen()
         entry = self._entries[key]
-        entry.used = True
-        self._make_room(key)
-        if entry.stage is None:
-            self._load(key, entry)
-        entry.borrowed += 1
-        before = self._meter.begin()
+        entry.borrowed += 1  # from here on, so that what is heard now does not drop what is about to be used
         try:
-            yield entry.stage
+            self.listen()
+            entry.used = True
+            self._make_room(key)
+            if entry.stage is None:
+                self._load(key, entry)
+            before = self._meter.begin()
+            try:
+                yield entry.stage
+            finally:
+                self._note_working(key, entry, before)
         finally:
             entry.borrowed -= 1
-            self._note_working(key, entry, before)
 
     def load_ahead(self, key: StageKey) -> bool:
         """Begins to load a stage beside the work at hand, if it is known and there is room for both."""
@@ -251,7 +268,8 @@ class Residency:
         if entry is None or entry.is_held or self.rule.policy == "jit" or self._to_drop(key):
             return False
         self._ahead = self._ahead or ThreadPoolExecutor(1, thread_name_prefix="load-ahead")
-        entry.coming = self._ahead.submit(self._timed_load, entry.loader)
+        loader, arrived = entry.loader, list[tuple[Any, float]]()
+        entry.coming = _Coming(self._ahead.submit(lambda: arrived.append(self._timed_load(loader))), arrived)
         return True
 
     def loaded(self) -> tuple[LoadedStage, ...]:
@@ -291,10 +309,10 @@ class Residency:
 
     def needs_tiles(self, key: StageKey) -> bool:
         """Whether a VAE is to work in tiles: as a last resort, or where it would go over the budget all by itself."""
-        rule = self.rule
-        if rule.policy == "resident" or rule.budget_bytes is None:
-            return rule.in_tiles
-        return rule.in_tiles or self._other_bytes + self._cost(key).at_work_bytes > rule.budget_bytes
+        budget = self._rule.budget_bytes  # as it was set: what was taken from it must not change pictures
+        if self._in_tiles or self._rule.policy == "resident" or budget is None:
+            return self._in_tiles
+        return self._other_bytes + self._cost(key).at_work_bytes > budget
 
     def drop(self, key: StageKey) -> bool:
         """Drops a stage, if it is loaded; says whether it was. Raises RuntimeError while it is lent."""
@@ -316,7 +334,12 @@ class Residency:
             del self._entries[key]
 
     def _to_drop(self, key: StageKey) -> tuple[StageKey, ...]:
-        held = [self._cost(each) for each, entry in self._entries.items() if entry.is_held]
+        # A stage that only has to stay takes its weights, and no working set before its turn.
+        held = [
+            self._cost(each) if entry.borrowed else replace(self._cost(each), working_bytes=0)
+            for each, entry in self._entries.items()
+            if entry.is_held
+        ]
         at_work = {each for each, entry in self._entries.items() if entry.borrowed} | self._together
         return make_room(self._cost(key), held, at_work, self.rule, self._other_bytes)
 
@@ -334,7 +357,11 @@ class Residency:
     def _load(self, key: StageKey, entry: _Entry) -> None:
         coming, entry.coming = entry.coming, None
         waited = self._clock()
-        entry.stage, entry.load_seconds = coming.result() if coming is not None else self._timed_load(entry.loader)
+        if coming is not None:
+            coming.future.result()
+            entry.stage, entry.load_seconds = coming.arrived.pop()
+        else:
+            entry.stage, entry.load_seconds = self._timed_load(entry.loader)
         self.counts.loads += 1
         self.counts.load_seconds += self._clock() - waited
         self.counts.by_stage[key.stage] = self.counts.by_stage.get(key.stage, 0) + 1
@@ -342,7 +369,8 @@ class Residency:
 
     def _note_working(self, key: StageKey, entry: _Entry, before: int) -> None:
         working = self._meter.end() - before
-        if self.needs_tiles(key) or any(each.coming is not None for each in self._entries.values()):
+        in_parts = self._in_tiles or (key.stage.startswith("vae") and self.needs_tiles(key))
+        if in_parts or any(each.coming is not None for each in self._entries.values()):
             return  # not what it takes in one piece, or not its own alone
         if self._pixels >= entry.pixels and working > entry.working_bytes:
             entry.working_bytes, entry.pixels = working, self._pixels
@@ -350,12 +378,13 @@ class Residency:
     def _drop(self, keys: list[StageKey], why: str = "") -> bool:
         held = {key: self._entries[key] for key in keys if key in self._entries and self._entries[key].is_held}
         names = ", ".join(key.stage for key in held)
-        if any(entry.borrowed for entry in held.values()):
-            raise RuntimeError(f"cannot drop a stage that is at work, one of {names}")
+        lent = [key.stage for key, entry in held.items() if entry.borrowed]
+        if lent:
+            raise RuntimeError(f"cannot drop a stage that is at work: {', '.join(lent)}")
         for key, entry in held.items():
             self.counts.drops_by_stage[key.stage] = self.counts.drops_by_stage.get(key.stage, 0) + 1
             if entry.coming is not None:
-                entry.coming.exception()  # waits: nothing may be left that comes into memory later
+                entry.coming.future.exception()  # waits: nothing may be left that comes into memory later
                 entry.coming = None
             _let_go(entry)
         if held:

@@ -1,0 +1,398 @@
+"""The residency manager under rules: what it drops, what it keeps, and what it learns."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from renderkiln.schema.errors import OutOfMemoryError
+from renderkiln.worker.memory.planning import Rule, StageKey
+from renderkiln.worker.memory.residency import Measured, Residency
+from renderkiln.worker.memory.sizes import expected_working
+
+from .fakes import Clock, Loader, Scale
+
+TEXT, TEXT_2, UNET, VAE = (StageKey("a", name) for name in ("text_encoder", "text_encoder_2", "unet", "vae_decoder"))
+OTHER = StageKey("b", "unet")
+#: Bytes, and seconds that a load takes.
+SIZES = {TEXT: (100, 1.0), TEXT_2: (200, 2.0), UNET: (1000, 8.0), VAE: (100, 1.0), OTHER: (1000, 8.0)}
+EMPTY = 50
+
+
+class World:
+    """A residency manager over fakes, and what it did."""
+
+    def __init__(self) -> None:
+        self.clock = Clock()
+        self.loaders = {key: Loader(self.clock, *of_it) for key, of_it in SIZES.items()}
+        self.scale = Scale(self.loaders, EMPTY)
+        self.residency = Residency(clock=self.clock, meter=self.scale)
+        for key, loader in self.loaders.items():
+            self.residency.add(key, loader)
+        self.said: list[str] = []
+        self.residency.on_change = self.said.append
+
+    def work(self, *keys: StageKey, working: int = 0) -> None:
+        """Puts stages to work, one after another."""
+        for key in keys:
+            with self.residency.use(key):
+                self.scale.working = working
+            self.scale.working = 0
+
+    @property
+    def loaded(self) -> set[StageKey]:
+        """What is in memory, as the residency manager says and as the loaders know."""
+        said = {StageKey(each.model, each.stage) for each in self.residency.loaded()}
+        assert said == {key for key, loader in self.loaders.items() if len(loader.alive)}
+        return said
+
+
+@pytest.fixture
+def world() -> World:
+    return World()
+
+
+def at_work(*keys: StageKey) -> int:
+    """Bytes that some stages take, with the largest of them at work, before anything was measured."""
+    sizes = [SIZES[key][0] for key in keys]
+    return EMPTY + sum(sizes) + max(expected_working("", size, 0) for size in sizes)
+
+
+class TestAuto:
+    def test_drops_what_costs_least(self, world: World) -> None:
+        world.residency.set_rule(Rule("auto", at_work(TEXT, UNET)))
+        world.work(TEXT, UNET)
+        assert world.loaded == {TEXT, UNET}
+        world.work(VAE)
+        assert world.loaded == {UNET, VAE}
+        assert world.said[-2:] == ["text_encoder dropped: room for vae_decoder", "vae_decoder loaded"]
+        assert world.residency.counts.evictions == 1
+
+    def test_keeps_what_is_at_work(self, world: World) -> None:
+        world.residency.set_rule(Rule("auto", 1))
+        with world.residency.use(TEXT), world.residency.use(VAE):
+            assert world.loaded == {TEXT, VAE}
+        world.work(UNET)
+        assert world.loaded == {UNET}
+
+    def test_keeps_other_models_where_there_is_room(self, world: World) -> None:
+        world.residency.set_rule(Rule("auto", at_work(UNET, OTHER)))
+        world.work(UNET, OTHER, UNET)
+        assert world.residency.counts.loads == 2
+
+    def test_learns_what_work_takes(self, world: World) -> None:
+        world.residency.begin_job((TEXT, UNET), pixels=64)
+        world.residency.set_rule(Rule("auto", EMPTY + 1000 + 100 + 400))
+        world.work(TEXT, UNET)
+        assert world.loaded == {UNET}  # so much is expected of a UNet for 64 pixels
+        world.work(UNET, working=400)
+        assert world.residency.costs()[1].working_bytes == 400
+        world.work(TEXT, UNET)
+        assert world.loaded == {TEXT, UNET}
+        world.work(UNET, working=401)
+        world.work(UNET, working=400)
+        assert world.loaded == {UNET}
+        # Four times the pixels take four times as much, and fewer no less than was seen.
+        for pixels, working in ((256, 1604), (16, 401)):
+            world.residency.begin_job((UNET,), pixels)
+            assert world.residency.costs()[0].working_bytes == working
+        assert world.residency.measured("a")["unet"] == (1000, Measured(8.0, 401, 64))
+
+    def test_learns_how_long_loads_take(self, world: World) -> None:
+        world.residency.begin_job((UNET,), 0)
+        assert world.residency.costs()[0].load_seconds == pytest.approx(1000 / 1e9)
+        world.work(UNET)
+        assert world.residency.costs()[0].load_seconds == 8
+        world.residency.drop_all()
+        assert world.residency.costs()[0].load_seconds == 8
+
+    def test_what_was_known_before_counts_until_it_is_measured(self, world: World) -> None:
+        world.residency.begin_job((UNET, VAE), 100, {"unet": Measured(3.0, 77, 100)})
+        costs = {cost.key: cost for cost in world.residency.costs()}
+        assert (costs[UNET].load_seconds, costs[UNET].working_bytes) == (3, 77)
+        assert costs[VAE].working_bytes == expected_working("vae_decoder", 100, 100)
+        world.work(UNET)
+        world.residency.begin_job((UNET,), 100, {"unet": Measured(3.0, 77, 100)})
+        assert world.residency.costs()[0].load_seconds == 8
+
+    def test_a_text_encoder_that_is_not_needed_any_more_goes_first(self, world: World) -> None:
+        order = (TEXT_2, UNET, VAE)
+        world.residency.begin_job(order, 0)
+        world.work(*order)
+        world.residency.set_rule(Rule("auto", at_work(TEXT, UNET, VAE) + 101))
+        world.work(TEXT)
+        assert TEXT_2 in world.loaded  # dearer to bring back than the VAE, in which 100 bytes were enough
+        assert VAE not in world.loaded
+        world.residency.drop(TEXT)
+        for _ in range(4):
+            world.residency.begin_job(order, 0)
+            world.work(UNET, VAE)
+        assert world.loaded == {TEXT_2, UNET, VAE}
+        assert world.residency.costs()[0].uses_per_job == pytest.approx(0.7**3)
+        world.work(TEXT)
+        assert world.loaded == {TEXT, UNET, VAE}
+
+    def test_measures_what_else_the_process_holds(self, world: World) -> None:
+        assert world.residency.other_bytes == EMPTY
+        world.work(TEXT)
+        world.scale.empty = 500
+        world.residency.drop(TEXT)
+        assert world.residency.other_bytes == 500
+        world.scale.empty = 0
+        world.work(TEXT)
+        world.residency.drop(TEXT)
+        assert world.residency.other_bytes == EMPTY  # never less than at the beginning
+
+    def test_has_room_for(self, world: World) -> None:
+        def has_room(rule: Rule) -> bool:
+            world.residency.set_rule(rule)
+            return world.residency.has_room_for(UNET, VAE)
+
+        assert has_room(Rule("auto", at_work(UNET, VAE)))
+        assert not has_room(Rule("auto", at_work(UNET, VAE) - 1))
+        assert has_room(Rule("auto"))
+        assert has_room(Rule("resident", 1))
+        assert not has_room(Rule("jit"))
+        assert world.residency.has_room_for(UNET)
+        assert world.residency.has_room_for()
+
+
+class TestTiles:
+    def test_as_a_last_resort(self, world: World) -> None:
+        for policy in ("resident", "auto", "jit"):
+            world.residency.set_rule(Rule(policy, in_tiles=True))  # type: ignore[arg-type]
+            assert world.residency.needs_tiles(VAE)
+            world.residency.set_rule(Rule(policy))  # type: ignore[arg-type]
+            assert not world.residency.needs_tiles(VAE)
+
+    @pytest.mark.parametrize("policy", ["auto", "jit"])
+    def test_where_it_would_not_fit_even_alone(self, world: World, policy: Any) -> None:
+        world.residency.set_rule(Rule(policy, at_work(VAE)))
+        assert not world.residency.needs_tiles(VAE)
+        world.residency.set_rule(Rule(policy, at_work(VAE) - 1))
+        assert world.residency.needs_tiles(VAE)
+        world.residency.set_rule(Rule("resident", 1))
+        assert not world.residency.needs_tiles(VAE)
+
+    @pytest.mark.parametrize("policy", ["auto", "jit"])
+    def test_pressure_and_a_first_step_do_not_change_pictures(self, world: World, policy: Any) -> None:
+        world.residency.begin_job((VAE,), 0)
+        rule = Rule(policy, at_work(VAE))
+        world.residency.set_rule(rule)
+        for level in (1, 2):
+            world.residency.press(level)
+            assert not world.residency.needs_tiles(VAE)
+        world.residency.press(0)
+        if policy == "auto":
+            for step in (1, 2):
+                world.residency.set_rule(rule, step)
+                assert not world.residency.needs_tiles(VAE)
+        world.residency.set_rule(rule, step=3)
+        assert world.residency.needs_tiles(VAE)
+        world.residency.press(1)
+        assert world.residency.needs_tiles(VAE)
+
+    def test_work_in_tiles_is_not_taken_for_all_that_it_takes(self, world: World) -> None:
+        world.residency.begin_job((VAE,), 64)
+        world.residency.set_rule(Rule("jit", in_tiles=True))
+        world.work(VAE, working=77)
+        assert world.residency.costs()[0].working_bytes == expected_working("vae_decoder", 100, 64)
+        world.residency.set_rule(Rule("jit"))
+        world.work(VAE, working=77)
+        assert world.residency.costs()[0].working_bytes == 77
+
+
+class TestPressure:
+    ORDER = (TEXT, TEXT_2, VAE)
+
+    @pytest.fixture(autouse=True)
+    def _all_loaded(self, world: World) -> None:
+        world.residency.set_rule(Rule("auto", 10_000))
+        world.residency.begin_job(self.ORDER, 0)
+        world.work(*self.ORDER)
+
+    def test_some_drops_what_is_idle_once(self, world: World) -> None:
+        with world.residency.use(TEXT_2):
+            world.residency.press(1)
+            assert world.loaded == {TEXT_2}
+        assert world.said[-1] == "text_encoder, vae_decoder dropped: memory pressure"
+        world.residency.press(1)
+        assert world.loaded == {TEXT_2}
+        world.work(VAE)
+        assert world.loaded == {TEXT_2, VAE}  # three quarters of what all take has room for these
+        world.work(TEXT)
+        assert TEXT_2 in world.loaded
+        assert len(world.loaded) == 2
+
+    def test_much_leaves_one_at_a_time(self, world: World) -> None:
+        world.residency.press(2)
+        assert world.loaded == set()
+        world.work(*self.ORDER)
+        assert world.loaded == {VAE}
+        world.residency.press(1)  # falling: nothing is dropped for that
+        assert world.loaded == {VAE}
+        world.residency.press(0)
+        assert world.residency.rule == Rule("auto", 10_000)
+        world.work(*self.ORDER)
+        assert world.loaded == set(self.ORDER)
+
+    def test_is_heard_of_before_a_stage_is_put_to_work(self, world: World) -> None:
+        world.residency.listen = lambda: world.residency.press(2)
+        loads = world.residency.counts.loads
+        world.work(TEXT_2)
+        assert world.loaded == {TEXT_2}
+        assert world.residency.counts.loads == loads  # not dropped just to be loaded again
+
+    def test_changes_nothing_for_other_policies(self, world: World) -> None:
+        for rule in (Rule("resident"), Rule("jit")):
+            world.residency.set_rule(rule)
+            world.residency.press(2)
+            assert world.loaded == set(self.ORDER)
+            assert world.residency.rule == rule
+            world.residency.press(0)
+
+    def test_adds_nothing_to_memory_that_ran_out(self, world: World) -> None:
+        world.residency.set_rule(Rule("auto", 10_000), step=2)
+        world.residency.press(1)
+        assert world.residency.rule.policy == "jit"
+
+
+class TestTogether:
+    @pytest.mark.parametrize("rule", [Rule("jit"), Rule("auto", at_work(UNET))])
+    def test_where_they_fit_where_the_largest_does(self, world: World, rule: Rule) -> None:
+        world.residency.set_rule(rule)
+        world.residency.begin_job((TEXT, TEXT_2, UNET, VAE), 0)
+        world.work(VAE)
+        with world.residency.together((TEXT, TEXT_2)) as together:
+            assert together
+            for _ in range(3):
+                world.work(TEXT, TEXT_2)
+            assert {TEXT, TEXT_2} <= world.loaded
+        assert world.residency.counts.by_stage == {"vae_decoder": 1, "text_encoder": 1, "text_encoder_2": 1}
+        world.work(UNET)
+        assert world.loaded == {UNET}
+
+    @pytest.mark.parametrize("rule", [Rule("jit"), Rule("auto", at_work(TEXT_2))])
+    def test_not_where_they_would_take_more(self, world: World, rule: Rule) -> None:
+        world.residency.set_rule(rule)
+        world.residency.begin_job((TEXT, TEXT_2, VAE), 0)
+        with world.residency.together((TEXT, TEXT_2)) as together:
+            assert not together
+            world.work(TEXT, TEXT_2)
+            assert world.loaded == {TEXT_2}
+        with world.residency.together((TEXT,)) as together:
+            assert together
+
+    def test_only_one_of_them_works_at_a_time(self, world: World) -> None:
+        # 320 is the two of them and the working set of the larger one.
+        world.residency.set_rule(Rule("auto", EMPTY + 320 + 100))
+        world.residency.begin_job((TEXT, TEXT_2, UNET, VAE), 0)
+        world.work(VAE)
+        with world.residency.together((TEXT, TEXT_2)):
+            world.work(TEXT, TEXT_2, TEXT)
+        assert world.loaded == {TEXT, TEXT_2, VAE}
+
+    def test_an_error_ends_it(self, world: World) -> None:
+        world.residency.set_rule(Rule("jit"))
+        world.residency.begin_job((TEXT, TEXT_2, UNET), 0)
+        with pytest.raises(KeyError), world.residency.together((TEXT, TEXT_2)):  # noqa: PT012
+            world.work(TEXT)
+            raise KeyError
+        world.work(TEXT_2)
+        assert world.loaded == {TEXT_2}
+
+
+class TestLoadAhead:
+    @pytest.fixture(autouse=True)
+    def loader(self, world: World) -> Iterator[Loader]:
+        loader = Loader(world.clock, *SIZES[UNET])
+        world.loaders[UNET] = loader
+        world.residency.add(UNET, loader)
+        loader.may_go_on.clear()
+        yield loader
+        loader.may_go_on.set()
+
+    def test_counts_once_and_is_used(self, world: World, loader: Loader) -> None:
+        world.work(TEXT)
+        assert world.residency.load_ahead(UNET)
+        assert loader.begun.wait(10)
+        assert world.loaded == {TEXT}
+        assert not world.residency.load_ahead(UNET)
+        world.work(TEXT)  # meanwhile
+        loader.may_go_on.set()
+        world.work(UNET)
+        assert world.loaded == {TEXT, UNET}
+        assert (loader.loads, world.residency.counts.by_stage["unet"]) == (1, 1)
+        assert not world.residency.load_ahead(UNET)
+
+    def test_counts_what_was_waited_for(self, world: World, loader: Loader) -> None:
+        loader.may_go_on.set()
+        world.residency.load_ahead(UNET)
+        coming = world.residency._entries[UNET].coming
+        assert coming is not None
+        coming.future.result(10)
+        world.work(UNET)
+        assert world.residency.counts.load_seconds == 0
+        assert world.residency.measured("a")["unet"][1].load_seconds == 8
+
+    @pytest.mark.parametrize("how", ["drop", "drop_all", "forget", "press", "add", "room"])
+    def test_dropped_while_it_comes(self, world: World, loader: Loader, how: str) -> None:
+        world.residency.set_rule(Rule("auto", at_work(TEXT, UNET)))
+        assert world.residency.load_ahead(UNET)
+        assert loader.begun.wait(10)
+        threading.Timer(0.01, loader.may_go_on.set).start()
+        if how == "drop":
+            assert world.residency.drop(UNET)
+        elif how == "drop_all":
+            assert world.residency.drop_all()
+        elif how == "forget":
+            world.residency.forget("a")
+        elif how == "press":
+            world.residency.press(1)
+        elif how == "add":
+            world.residency.add(UNET, loader)
+        else:
+            world.work(OTHER)
+        assert loader.loads == 1
+        assert len(loader.alive) == 0
+        assert UNET not in world.loaded
+        assert world.residency.counts.by_stage.get("unet", 0) == (how == "room")
+        assert world.residency.other_bytes == EMPTY
+
+    def test_a_failure_shows_when_it_is_used(self, world: World, loader: Loader) -> None:
+        loader.failures = 1
+        loader.may_go_on.set()
+        assert world.residency.load_ahead(UNET)
+        with pytest.raises(OutOfMemoryError), world.residency.use(UNET):
+            pytest.fail("must not come here")
+        assert world.loaded == set()
+        world.work(UNET)
+        assert world.loaded == {UNET}
+        assert (loader.loads, world.residency.counts.loads) == (1, 1)
+
+    def test_a_failure_that_is_dropped_shows_nowhere(self, world: World, loader: Loader) -> None:
+        loader.failures = 1
+        loader.may_go_on.set()
+        assert world.residency.load_ahead(UNET)
+        world.residency.drop(UNET)
+        world.work(UNET)
+        assert world.loaded == {UNET}
+
+    def test_is_for_some_only(self, world: World, loader: Loader) -> None:
+        assert not world.residency.load_ahead(StageKey("a", "nothing"))
+        world.residency.set_rule(Rule("jit"))
+        assert not world.residency.load_ahead(UNET)
+        world.residency.set_rule(Rule("auto", at_work(TEXT, UNET) - 1))
+        world.work(TEXT)
+        assert not world.residency.load_ahead(UNET)
+        assert not loader.begun.is_set()
+
+    def test_what_is_measured_meanwhile_does_not_count(self, world: World, loader: Loader) -> None:
+        world.residency.begin_job((TEXT, UNET), 64)
+        world.work(TEXT, working=30)
+        world.residency.load_ahead(UNET)
+        world.work(TEXT, working=900)
+        assert world.residency.costs()[0].working_bytes == 30
