@@ -164,7 +164,7 @@ class Residency:
 
     @property
     def _in_tiles(self) -> bool:
-        """Whether memory that ran out has led to tiles. Pressure never does: it comes and goes, and changes no picture."""
+        """Whether memory that ran out led to tiles. Pressure never does: it comes and goes, and changes no picture."""
         return tighten(self._rule, self._step, ()).in_tiles
 
     @property
