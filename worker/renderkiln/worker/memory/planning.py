@@ -6,7 +6,7 @@ process itself, the weights of all stages that are loaded, and the working set o
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, combinations
 from typing import Literal, NamedTuple
@@ -98,6 +98,13 @@ def make_room(
     return _cheapest(idle, held - rule.budget_bytes)
 
 
+def needs_tiles(decoder: StageCost, rule: Rule, other_bytes: int = 0) -> bool:
+    """Whether a VAE is to work in tiles: as a last resort, or where it would go over the budget all by itself."""
+    if rule.policy == "resident" or rule.budget_bytes is None:
+        return rule.in_tiles
+    return rule.in_tiles or other_bytes + decoder.at_work_bytes > rule.budget_bytes
+
+
 def _cheapest(idle: Sequence[StageCost], excess: int) -> tuple[StageKey, ...]:
     """The stages that free so many bytes at the least seconds of loading; all, if all are too few."""
     left = sorted(idle, key=lambda each: (each.price, -each.size_bytes, each.key))
@@ -127,12 +134,15 @@ class Usage(NamedTuple):
     load_seconds: float
 
 
-def foresee(order: Sequence[StageCost], rule: Rule, other_bytes: int = 0) -> Usage:
+def foresee(
+    order: Sequence[StageCost], rule: Rule, other_bytes: int = 0, tiled: Mapping[StageKey, int] | None = None
+) -> Usage:
     """Goes through one job after another in thought.
 
     Args:
         order: the stages that a job puts to work, in their order; one whose `uses_per_job` is below 0.5 is needed by
             the first job alone.
+        tiled: the working sets, in bytes, of stages that work in tiles; room is made for them as if they did not.
     """
     costs = {each.key: each for each in order}
     loaded: list[StageKey] = []
@@ -148,7 +158,8 @@ def foresee(order: Sequence[StageCost], rule: Rule, other_bytes: int = 0) -> Usa
             if each.key not in loaded:
                 loaded.append(each.key)
                 loads.append(each.key)
-            held = other_bytes + sum(costs[key].size_bytes for key in loaded) + each.working_bytes
+            held = other_bytes + sum(costs[key].size_bytes for key in loaded)
+            held += (tiled or {}).get(each.key, each.working_bytes)
             peak = max(peak, held)
             if job == 2:
                 always &= set(loaded)
@@ -180,4 +191,5 @@ def tighten(rule: Rule, step: int, order: Sequence[StageCost], other_bytes: int 
         return replace(rule, policy="jit")
     everything = need_bytes(order, Rule("resident"), other_bytes)
     most = min(everything, rule.budget_bytes) if rule.budget_bytes is not None else everything
-    return replace(rule, budget_bytes=other_bytes + max(0, most - other_bytes) * 3 // 4)
+    # Where the process alone is over the budget, a quarter of nothing must not make it larger.
+    return replace(rule, budget_bytes=min(most, other_bytes + max(0, most - other_bytes) * 3 // 4))

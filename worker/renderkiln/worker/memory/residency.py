@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from .meter import Meter
-from .planning import Rule, StageCost, StageKey, make_room, tighten
+from .planning import Rule, StageCost, StageKey, make_room, needs_tiles, tighten
 from .sizes import LOAD_RATE, expected_working
 
 log = logging.getLogger("renderkiln.renderer")
@@ -297,11 +297,8 @@ class Residency:
             self._together = frozenset()
 
     def needs_tiles(self, key: StageKey) -> bool:
-        """Whether a VAE is to work in tiles: as a last resort, or where it would go over the budget all by itself."""
-        rule = self.rule
-        if rule.policy == "resident" or rule.budget_bytes is None:
-            return rule.in_tiles
-        return rule.in_tiles or self._other_bytes + self._cost(key).at_work_bytes > rule.budget_bytes
+        """See `planning.needs_tiles`."""
+        return needs_tiles(self._cost(key), self.rule, self._other_bytes)
 
     def drop(self, key: StageKey) -> bool:
         """Drops a stage, if it is loaded; says whether it was. Raises RuntimeError while it is lent."""
