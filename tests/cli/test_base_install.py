@@ -50,7 +50,9 @@ def test_a_base_install_says_what_a_command_needs(command: list[str], tmp_path: 
 
 
 @pytest.mark.parametrize(
-    "command", [["list"], ["show", "shapes"], ["verify", "shapes"], ["path", "shapes"]], ids=lambda command: command[0]
+    "command",
+    [["list"], ["show", "shapes"], ["plan", "shapes"], ["verify", "shapes"], ["path", "shapes"]],
+    ids=lambda command: command[0],
 )
 def test_a_base_install_can_look_at_its_models(command: list[str], tmp_path: Path) -> None:
     said = _run(["models", *command], tmp_path)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from typing import Any
+from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 from sqlalchemy.dialects.sqlite import insert
@@ -24,6 +24,16 @@ class StageCost:
     working_bytes: int
     pixels: int
     load_seconds: float
+
+
+class Tightening(NamedTuple):
+    """How far a model was tightened."""
+
+    #: 1 to 3.
+    step: int
+    why: str
+    #: The memory settings under which it was learned.
+    settings: str
 
 
 @dataclass(frozen=True)
@@ -77,9 +87,14 @@ class MemoryRecords:
 
     def tightening(self, model: str, settings: str) -> tuple[int, str] | None:
         """The step and why, if the model was tightened under the same settings."""
+        found = self.kept_tightening(model)
+        return None if found is None or found.settings != settings else (found.step, found.why)
+
+    def kept_tightening(self, model: str) -> Tightening | None:
+        """What `tightened` kept of a model, under whichever settings."""
         with self._ledger.reading() as session:
             row = session.get(TighteningRow, model)
-            return None if row is None or row.settings != settings else (row.step, row.why)
+            return None if row is None else Tightening(row.step, row.why, row.settings)
 
     def forget_tightening(self, model: str) -> bool:
         """Forgets what `tightened` kept of a model; whether there was something."""

@@ -98,6 +98,13 @@ def make_room(
     return _cheapest(idle, held - rule.budget_bytes)
 
 
+def needs_tiles(decoder: StageCost, rule: Rule, other_bytes: int = 0) -> bool:
+    """Whether a VAE is to work in tiles: as a last resort, or where it would go over the budget all by itself."""
+    if rule.policy == "resident" or rule.budget_bytes is None:
+        return rule.in_tiles
+    return rule.in_tiles or other_bytes + decoder.at_work_bytes > rule.budget_bytes
+
+
 def _cheapest(idle: Sequence[StageCost], excess: int) -> tuple[StageKey, ...]:
     """The stages that free so many bytes at the least seconds of loading; all, if all are too few. None in vain."""
     if excess <= 0:
@@ -137,22 +144,25 @@ class Usage(NamedTuple):
     load_seconds: float
 
 
-def foresee(order: Sequence[StageCost], rule: Rule, other_bytes: int = 0) -> Usage:
+def foresee(
+    order: Sequence[StageCost], rule: Rule, other_bytes: int = 0, tiled: Mapping[StageKey, int] | None = None
+) -> Usage:
     """Goes through one job after another in thought, until one begins as an earlier one did.
 
     Args:
         order: the stages that a job puts to work, in their order; one whose `uses_per_job` is below 0.5 is needed by
             the first job alone.
+        tiled: the working sets, in bytes, of stages that work in tiles; room is made for them as if they did not.
     """
     costs = {each.key: each for each in order}
     again = [each for each in order if each.uses_per_job >= 0.5]
     loaded: list[StageKey] = []
-    peak = _go_through(order, costs, loaded, rule, other_bytes).peak_bytes
+    peak = _go_through(order, costs, loaded, rule, other_bytes, tiled).peak_bytes
     begun: list[frozenset[StageKey]] = []
     jobs: list[Usage] = []
     while frozenset(loaded) not in begun:
         begun.append(frozenset(loaded))
-        jobs.append(_go_through(again, costs, loaded, rule, other_bytes))
+        jobs.append(_go_through(again, costs, loaded, rule, other_bytes, tiled))
     turn = jobs[begun.index(frozenset(loaded)) :]  # mostly one job, now and then two
     return Usage(
         max([peak, *(job.peak_bytes for job in jobs)]),
@@ -163,7 +173,12 @@ def foresee(order: Sequence[StageCost], rule: Rule, other_bytes: int = 0) -> Usa
 
 
 def _go_through(
-    order: Sequence[StageCost], costs: Mapping[StageKey, StageCost], loaded: list[StageKey], rule: Rule, other: int
+    order: Sequence[StageCost],
+    costs: Mapping[StageKey, StageCost],
+    loaded: list[StageKey],
+    rule: Rule,
+    other: int,
+    tiled: Mapping[StageKey, int] | None,
 ) -> Usage:
     """What one job does; changes `loaded`."""
     peak, always = other, set(loaded)
@@ -174,7 +189,8 @@ def _go_through(
         if each.key not in loaded:
             loaded.append(each.key)
             loads.append(each.key)
-        peak = max(peak, other + sum(costs[key].size_bytes for key in loaded) + each.working_bytes)
+        working = (tiled or {}).get(each.key, each.working_bytes)
+        peak = max(peak, other + sum(costs[key].size_bytes for key in loaded) + working)
         always &= set(loaded)
     return Usage(peak, tuple(always), tuple(loads), sum(costs[key].load_seconds for key in loads))
 
@@ -203,4 +219,5 @@ def tighten(rule: Rule, step: int, order: Sequence[StageCost], other_bytes: int 
         return replace(rule, policy="jit")
     everything = need_bytes(order, Rule("resident"), other_bytes)
     most = min(everything, rule.budget_bytes) if rule.budget_bytes is not None else everything
-    return replace(rule, budget_bytes=other_bytes + max(0, most - other_bytes) * 3 // 4)
+    # Where the process alone is over the budget, a quarter of nothing must not make it larger.
+    return replace(rule, budget_bytes=min(most, other_bytes + max(0, most - other_bytes) * 3 // 4))

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Protocol
 
 from .meter import Meter
-from .planning import Rule, StageCost, StageKey, make_room, tighten
+from .planning import Rule, StageCost, StageKey, make_room, needs_tiles, tighten
 from .sizes import LOAD_RATE, expected_working
 
 log = logging.getLogger("renderkiln.renderer")
@@ -308,11 +308,8 @@ class Residency:
             self._together = frozenset()
 
     def needs_tiles(self, key: StageKey) -> bool:
-        """Whether a VAE is to work in tiles: as a last resort, or where it would go over the budget all by itself."""
-        budget = self._rule.budget_bytes  # as it was set: what was taken from it must not change pictures
-        if self._in_tiles or self._rule.policy == "resident" or budget is None:
-            return self._in_tiles
-        return self._other_bytes + self._cost(key).at_work_bytes > budget
+        """See `planning.needs_tiles`. Goes by the budget as it was set: what was taken from it changes no picture."""
+        return needs_tiles(self._cost(key), replace(self._rule, in_tiles=self._in_tiles), self._other_bytes)
 
     def drop(self, key: StageKey) -> bool:
         """Drops a stage, if it is loaded; says whether it was. Raises RuntimeError while it is lent."""

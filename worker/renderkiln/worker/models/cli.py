@@ -16,6 +16,8 @@ import typer
 
 from renderkiln.schema.errors import BadInputError, did_you_mean
 
+from .plan_cli import plan
+
 if TYPE_CHECKING:
     from renderkiln.home.folder import DataFolder
     from renderkiln.home.models import InstalledModel
@@ -39,6 +41,7 @@ def add_commands(app: typer.Typer) -> typer.Typer:
         ("pull", pull),
         ("add", add),
         ("show", show),
+        ("plan", plan),
         ("verify", verify),
         ("path", path),
         ("rm", remove),

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import math
+import operator
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -52,7 +53,7 @@ def read_json(path: Path) -> dict[str, Any]:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ModelLoadError(f"{path.name} is missing from {path.parent}: the model is not complete") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelLoadError(f"{path} cannot be read: {error}") from None
     if not isinstance(value, dict):
         raise ModelLoadError(f"{path} does not hold a JSON object")
@@ -109,11 +110,14 @@ def _tensor_sizes(path: Path) -> dict[str, int]:
             header = json.loads(file.read(length))
         header.pop("__metadata__", None)
         end = max((tensor["data_offsets"][1] for tensor in header.values()), default=0)
-        sizes = {name: math.prod(tensor["shape"]) for name, tensor in header.items()}
+        # `index` takes whole numbers alone: of others, such as 1e308, no size can be computed.
+        sizes = {name: math.prod(map(operator.index, tensor["shape"])) for name, tensor in header.items()}
+        if min(sizes.values(), default=0) < 0:
+            raise ValueError("a tensor of less than no values")
         actual = path.stat().st_size
     except FileNotFoundError:
         raise ModelLoadError(f"{path} is missing: the model is not complete") from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, struct.error) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, struct.error) as error:
         raise ModelLoadError(f"{path} is damaged: its header cannot be read ({error})") from None
     if actual != 8 + length + end:
         raise ModelLoadError(f"{path} is cut off or damaged: {actual} bytes, not {8 + length + end}")

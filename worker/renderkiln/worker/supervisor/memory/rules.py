@@ -10,17 +10,10 @@ from renderkiln.home.settings import Settings
 from renderkiln.schema.errors import LedgerError
 from renderkiln.worker.memory.planning import TIGHTEST
 from renderkiln.worker.memory.pressure import Thresholds
-from renderkiln.worker.memory.sizes import default_budget
+from renderkiln.worker.memory.remembered import STEPS, budget_of, form_text, learned_under
 from renderkiln.worker.protocol import FormName, MemoryOrder, MemoryUse, StageMeasured
 
 log = logging.getLogger("renderkiln.supervisor")
-
-#: What each step of `planning.tighten` does, as the rest of a sentence.
-STEPS = {
-    1: "a quarter less is kept in memory",
-    2: "only the stage at work is kept in memory",
-    3: "only the stage at work is kept in memory, and pictures are decoded in tiles",
-}
 
 
 class MemoryRules:
@@ -32,11 +25,10 @@ class MemoryRules:
 
     def __init__(self, settings: Settings, records: MemoryRecords, total_bytes: int) -> None:
         self._policy = settings.memory
-        self._budget = int(settings.memory_budget) if settings.memory_budget else default_budget(total_bytes)
+        self._budget = budget_of(settings, total_bytes)
         self._records = records
-        self._torch = f"torch {settings.dtype} {settings.device}"
-        #: Under which steps were learned: more memory, or another policy, makes them void.
-        self._learned_under = f"{self._policy} {self._budget}"
+        self._settings = settings
+        self._learned_under = learned_under(self._policy, self._budget)
         self._steps: dict[str, int] = {}
 
     @property
@@ -58,7 +50,7 @@ class MemoryRules:
             for stage, each in use.measured.items():
                 self._records.stage_measured(
                     model,
-                    self._form(form),
+                    form_text(self._settings, form),
                     stage,
                     size_bytes=each.size_bytes,
                     working_bytes=each.working_bytes,
@@ -99,7 +91,7 @@ class MemoryRules:
 
     def _known(self, model: str, form: FormName | None) -> Mapping[str, StageMeasured]:
         try:
-            costs = self._records.stage_costs(model, self._form(form))
+            costs = self._records.stage_costs(model, form_text(self._settings, form))
         except LedgerError as error:
             log.warning("what the stages of %s take is not known: %s", model, error)
             return {}
@@ -107,9 +99,6 @@ class MemoryRules:
             stage: StageMeasured(each.size_bytes, each.load_seconds, each.working_bytes, each.pixels)
             for stage, each in costs.items()
         }
-
-    def _form(self, form: FormName | None) -> str:
-        return self._torch if form is None else " ".join(form)
 
 
 def thresholds(settings: Settings) -> Thresholds:
