@@ -10,8 +10,9 @@ import pytest
 
 from renderkiln.schema.errors import OutOfMemoryError
 from renderkiln.worker.memory.planning import Rule, StageKey
-from renderkiln.worker.memory.residency import Measured, Residency
+from renderkiln.worker.memory.residency import Residency
 from renderkiln.worker.memory.sizes import expected_working
+from renderkiln.worker.memory.stages import Measured
 
 from .fakes import Clock, Loader, Scale
 

@@ -9,7 +9,7 @@ from typing import Protocol
 from renderkiln.schema.jobs import Job
 from renderkiln.schema.spec import RenderSpec
 
-from ..memory.residency import LoadedStage
+from ..memory.stages import LoadedStage
 
 #: Called after each denoising step as (k, step, num_steps): image k has done `step` (from 1) of `num_steps`
 #: steps. It may raise to stop the job there (CanceledError, say); what it raises reaches the caller of

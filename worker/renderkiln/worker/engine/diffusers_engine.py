@@ -29,7 +29,8 @@ from renderkiln.schema.errors import (
 from renderkiln.schema.jobs import Job, JobOptions, make_job
 from renderkiln.schema.spec import RenderSpec
 
-from ..memory.residency import Measured, Residency
+from ..memory.residency import Residency
+from ..memory.stages import Measured
 from . import prompts, quality, self_test
 from .base import Ahead, Engine, EngineInfo, OnStep, RenderedImage, WarmUp
 from .decoding import decode

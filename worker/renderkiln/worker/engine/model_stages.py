@@ -14,7 +14,7 @@ import torch
 
 from renderkiln.schema.spec import RenderSpec
 
-from ..memory.residency import StageLoader
+from ..memory.stages import StageLoader
 from ..runtimes.base import Array
 from .base import EngineInfo
 

@@ -21,7 +21,7 @@ from renderkiln.schema.jobs import parse_job
 from renderkiln.schema.spec import RenderSpec
 from renderkiln.worker.engine.base import Ahead
 from renderkiln.worker.memory.planning import Policy, Rule
-from renderkiln.worker.memory.residency import Measured
+from renderkiln.worker.memory.stages import Measured
 from renderkiln.worker.protocol import (
     Cancel,
     Done,
