@@ -34,7 +34,7 @@ from .convert_sd15 import MODEL, make_model
 from .report import machine
 
 #: Bytes: jit's need with supervisor, server and client beside it fits the first, resident's does not.
-LIMIT, ROOMY = 3_300_000_000, 5_500_000_000
+LIMIT, ROOMY = 3_000_000_000, 5_500_000_000
 BLIND = {"RENDERKILN_PRESSURE_WARN": "0", "RENDERKILN_PRESSURE_CRITICAL": "0", "RENDERKILN_PRESSURE_STALL": "100"}
 _HOG = """
 import sys, time

@@ -204,7 +204,7 @@ def test_a_renderer_that_is_gone_is_no_trouble(watched: Watched, make_renderer: 
     gone.ours.close()
     watched.system.available = GIGA
     assert watched.until(lambda view: view.verdict.level is Level.WARN).process_bytes == 0
-    assert watched.keeper.take_peak() == 0
+    assert watched.keeper.take_peak() == 0, "nobody"
     second = make_renderer()
     watched.keeper.renderer_started(os.getpid(), second.theirs)
     second.use(UNET)

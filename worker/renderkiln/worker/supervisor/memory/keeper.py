@@ -123,7 +123,7 @@ class MemoryKeeper:
         """The most that the renderer was seen to hold since this was asked last, in bytes; short peaks are missed."""
         with self._lock:
             self._look_at_renderer()
-            peak, self._peak = self._peak, 0
+            peak, self._peak = self._peak, self._view.process_bytes
             return peak
 
     def holding(self) -> tuple[int, int, int]:
