@@ -88,12 +88,6 @@ def hog(picture: Path) -> None:
         hog.communicate()
         print(f"exit code {process.returncode}; {said.strip().splitlines()[-1]}")
         _print_attempts(house)
-        ledger = Ledger(DataFolder(house / "data").ledger)
-        for sample in MemoryRecords(ledger).samples():
-            if sample.event:
-                held = ", ".join(stage for _, stage, _ in sample.stages) or "nothing"
-                print(f"   {time.strftime('%H:%M:%S', time.localtime(sample.at))} {sample.event} (in memory: {held})")
-        ledger.close()
         command = [sys.executable, "-m", "renderkiln.producer", "report", "--data-dir", str(house / "data")]
         subprocess.run([*command, "--out", str(picture)], check=True)
 
@@ -186,6 +180,7 @@ def _render(
 
 
 def _print_attempts(house: Path) -> None:
+    """The ledger's attempts, and what happened to memory between them."""
     ledger = Ledger(DataFolder(house / "data").ledger)
     with ledger.reading() as session:
         rows = session.scalars(sa.select(AttemptRow).order_by(AttemptRow.started_at)).all()
@@ -193,6 +188,10 @@ def _print_attempts(house: Path) -> None:
             peak = f"{row.peak_bytes / 1e9:.2f} GB" if row.peak_bytes else "?"
             line = {"attempt": row.number, "outcome": row.outcome, "failure": row.failure_kind, "peak": peak}
             print(f"   {json.dumps(line | {'loads': row.loads, 'evictions': row.evictions})}")
+    for sample in MemoryRecords(ledger).samples():
+        if sample.event:
+            held = ", ".join(stage for _, stage, _ in sample.stages) or "nothing"
+            print(f"   {time.strftime('%H:%M:%S', time.localtime(sample.at))} {sample.event} (in memory: {held})")
     ledger.close()
 
 
