@@ -397,3 +397,16 @@ class TestLoadAhead:
         world.residency.load_ahead(UNET)
         world.work(TEXT, working=900)
         assert world.residency.costs()[0].working_bytes == 30
+
+
+def test_a_stage_that_holds_more_than_its_files_is_counted_as_what_it_holds() -> None:
+    clock = Clock()
+    in_memory = Loader(clock, 800_000_000)
+    on_disk = Loader(clock, 400_000_000)  # in 16 bits, say, which what runs it widens
+    on_disk.load = in_memory.load  # type: ignore[method-assign]
+    residency = Residency(meter=Scale({UNET: in_memory}))
+    residency.add(UNET, on_disk)
+    residency.begin_job([UNET], 0)
+    assert residency.costs()[0].size_bytes == 400_000_000
+    with residency.use(UNET):
+        assert residency.loaded()[0].size_bytes == 800_000_000

@@ -59,7 +59,8 @@ class TorchModelStages:
 
     def dtype(self, component: str, config: Any) -> torch.dtype:
         """See `ModelStages.dtype`."""
-        overflows = component == "vae" and getattr(config, "force_upcast", False) and self._is_sdxl
+        # Where a config does not say, it does: that is diffusers' default.
+        overflows = component == "vae" and getattr(config, "force_upcast", True) and self._is_sdxl
         return torch.float32 if overflows and self._options.dtype == torch.float16 else self._options.dtype
 
     @cached_property

@@ -22,6 +22,8 @@ from .sizes import LOAD_RATE, expected_working
 from .stages import Counts, LoadedStage, Measured, StageLoader
 
 log = logging.getLogger("renderkiln.renderer")
+#: How much more than the size that its files tell a stage may take until that size is not believed, in bytes, too.
+_TOLD_WRONG, _BEYOND_NOISE = 1.25, 50_000_000
 #: How much the last job counts in how often a stage is needed.
 _RECENT = 0.3
 
@@ -285,12 +287,15 @@ class Residency:
 
     def _load(self, key: StageKey, entry: _Entry) -> None:
         coming, entry.coming = entry.coming, None
-        waited = self._clock()
+        waited, before = self._clock(), self._meter.now()
         if coming is not None:
             coming.future.result()
             entry.stage, entry.load_seconds = coming.arrived.pop()
         else:
             entry.stage, entry.load_seconds = self._timed_load(entry.loader)
+            grown = self._meter.now() - before
+            if grown > _TOLD_WRONG * entry.size_bytes + _BEYOND_NOISE:  # what runs it holds more than the files do
+                entry.size_bytes = grown
         self.counts.loads += 1
         self.counts.load_seconds += self._clock() - waited
         self.counts.by_stage[key.stage] = self.counts.by_stage.get(key.stage, 0) + 1

@@ -217,7 +217,7 @@ def _torch_sizes(folder: Path, dtype: str) -> dict[str, int]:
         precision = dtype
         if component == "vae" and dtype == "float16" and (folder / "text_encoder_2").is_dir():
             # As the engine holds it: SDXL's overflows in half precision.
-            upcast = read_json(folder / "vae" / "config.json").get("force_upcast", False)
+            upcast = read_json(folder / "vae" / "config.json").get("force_upcast", True)
             precision = "float32" if upcast else dtype
         value_bytes = _VALUE_BYTES[precision]
         weights = find_weights(folder / component, half=value_bytes < 4)
