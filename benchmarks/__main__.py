@@ -18,6 +18,10 @@ NAMES = (
     "compress_shapes",
     "reference_runtime",
     "coreml_engine",
+    "memory_sd15",
+    "text_encoder_loads",
+    "memory_over_time",
+    "memory_sdxl",
 )
 
 

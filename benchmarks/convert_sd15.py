@@ -144,6 +144,17 @@ def _convert_plainly(out: Path) -> None:
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9)
 
 
+def write_tokenizer(folder: Path) -> None:
+    """One of CLIP's size, which knows letters alone."""
+    folder.mkdir(parents=True)
+    letters = [chr(code) for code in range(33, 127)]
+    tokens = [*letters, *(f"{letter}</w>" for letter in letters)]
+    tokens += [f"<|{number}|>" for number in range(49406 - len(tokens))] + ["<|startoftext|>", "<|endoftext|>"]
+    vocabulary = {token: number for number, token in enumerate(tokens)}
+    (folder / "vocab.json").write_text(json.dumps(vocabulary))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+
+
 def _make(folder: Path) -> None:
     """A model with SD 1.5's geometry, in half precision, under a name of its own until it is whole."""
     import torch
@@ -153,14 +164,8 @@ def _make(folder: Path) -> None:
 
     partial = folder.with_name(f".{folder.name}")
     shutil.rmtree(partial, ignore_errors=True)
-    (partial / "tokenizer").mkdir(parents=True)
     torch.manual_seed(0)
-    letters = [chr(code) for code in range(33, 127)]
-    tokens = [*letters, *(f"{letter}</w>" for letter in letters)]
-    tokens += [f"<|{number}|>" for number in range(49406 - len(tokens))] + ["<|startoftext|>", "<|endoftext|>"]
-    vocabulary = {token: number for number, token in enumerate(tokens)}
-    (partial / "tokenizer" / "vocab.json").write_text(json.dumps(vocabulary))
-    (partial / "tokenizer" / "merges.txt").write_text("#version: 0.2\n")
+    write_tokenizer(partial / "tokenizer")
     pipeline = StableDiffusionPipeline(
         vae=AutoencoderKL(
             block_out_channels=(128, 256, 512, 512),
