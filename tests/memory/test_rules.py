@@ -63,6 +63,18 @@ def test_what_was_measured_is_told_to_the_next_renderer(records: MemoryRecords) 
     assert machine.order("m", None).known == {}, "another form takes something else"
 
 
+def test_what_tells_nothing_new_is_not_written_again(records: MemoryRecords, monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[str] = []
+    measured = records.stage_measured
+    monkeypatch.setattr(records, "stage_measured", lambda *of, **costs: (written.append(of[2]), measured(*of, **costs)))
+    machine = rules(records)
+    for number in range(5):
+        small, large = StageMeasured(10, 0.5 + number / 100, 70, 64), StageMeasured(10, 0.5, 70 << number, 64)
+        machine.learn("m", None, MemoryUse(1, 1, 0.5, 0, measured={"unet": small, "vae_decoder": large}))
+    assert written == ["unet", *["vae_decoder"] * 5]
+    assert rules(records).order("m", None).known["vae_decoder"].working_bytes == 70 << 4
+
+
 def test_a_ledger_that_fails_is_survived(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     ledger = Ledger(tmp_path / "ledger.db")
     machine = MemoryRules(Settings(), MemoryRecords(ledger), GIGA)

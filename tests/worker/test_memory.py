@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sqlite3
@@ -13,7 +14,7 @@ from rq.job import Job as RqJob
 from renderkiln.home.memory_records import MemoryRecords
 from renderkiln.schema.jobs import JobStatus
 from renderkiln.schema.payload import MAX_PAYLOAD
-from renderkiln.worker.supervisor.ahead import peek
+from renderkiln.worker.supervisor.ahead import LookAhead, peek
 
 from .conftest import LONG, House
 
@@ -103,6 +104,17 @@ class TestPeeking:
             "at work",
         ]
         assert peek(house.queue.connection, _job(house, current.id), 0) == ()
+
+    def test_who_was_told_once_is_not_told_again(self, house: House) -> None:
+        jobs = [_job(house, house.submit(f"number {number}").id) for number in range(5)]
+        ahead = LookAhead(house.queue.connection, 3)
+        assert [json.loads(spec)["prompt"] for spec in ahead.of(jobs[0])] == ["number 0", "number 1", "number 2"]
+        assert ahead.of(jobs[1]) == ahead.of(jobs[2]) == ()
+        assert len(ahead.of(jobs[3])) == 3
+        assert ahead.of(jobs[2]) == ()
+        ahead.forget()
+        assert len(ahead.of(jobs[2])) == 3, "a new renderer has heard of nothing"
+        assert LookAhead(house.queue.connection, 0).of(jobs[0]) == ()
 
     def test_what_cannot_be_read_is_left_alone(self, house: House) -> None:
         job = house.submit("at work")

@@ -40,7 +40,7 @@ from renderkiln.worker.memory.pressure import Probe
 from renderkiln.worker.models.memory import why_too_large
 from renderkiln.worker.protocol import MemoryUse, Ready, RendererConfig, WarmUp
 
-from .ahead import peek
+from .ahead import LookAhead
 from .attempt import Surroundings, run_attempt
 from .child import Renderer
 from .forms import Forms
@@ -131,6 +131,8 @@ class _Service:
             probe=probe,
         )
         self._leaks = LeakWatch()
+        # What is resident needs no look ahead.
+        self._ahead = LookAhead(self._redis, 0 if settings.memory == "resident" else settings.look_ahead)
         self._warm_model = options.warm or settings.model
         self._renderer = Renderer(config, self._renderer_started)
         self._forms = Forms(settings, partial(find_model, self._folder), self._ledger.tuned_form)
@@ -159,7 +161,7 @@ class _Service:
             form_of=self._forms.of,
             give_up_form=self._forms.give_up,
             memory_of=self._memory.order,
-            ahead_of=self._ahead,
+            ahead_of=self._ahead.of,
             warm_up_ran_out=self._warm_up_ran_out,
             on_ready=self._on_ready,
             on_step=news.step,
@@ -222,12 +224,8 @@ class _Service:
 
     def _renderer_started(self, pid: int, memory_pipe: socket.socket) -> None:
         self._leaks.restarted()
+        self._ahead.forget()
         self._keeper.renderer_started(pid, memory_pipe)
-
-    def _ahead(self, job: Job) -> tuple[str, ...]:
-        if self._memory.policy == "resident" or not self._settings.look_ahead:
-            return ()
-        return tuple(spec.model_dump_json() for spec in peek(self._redis, job, self._settings.look_ahead))
 
     def _announce(self, state: str) -> None:
         info = WorkerInfo(

@@ -32,8 +32,8 @@ _EVERY = 1.0
 _WRITE_EVERY = 10.0
 #: Seconds after which a sample is written though nothing has changed, and the part of memory that is no change.
 _AT_LEAST_EVERY, _NO_CHANGE = 10.0, 0.02
-#: Samples are kept for a week.
-_KEPT = 7 * 86400.0
+#: Samples are kept for a week, and those that are older removed now and then.
+_KEPT, _REMOVE_EVERY = 7 * 86400.0, 86400.0
 #: A message of the renderer is shorter.
 _LARGEST = 65536
 
@@ -151,10 +151,9 @@ class MemoryKeeper:
         try:
             ledger = Ledger(self._ledger)
             records = MemoryRecords(ledger)
-            records.drop_samples(time.time() - _KEPT)
         except LedgerError as error:
             log.warning("memory is watched, and not written down: %s", error)
-        next_look = next_write = 0.0
+        next_look = next_write = next_removal = 0.0
         while not self._stopping:
             self._listen(max(0.0, next_look - time.monotonic()))
             now = time.monotonic()
@@ -168,6 +167,10 @@ class MemoryKeeper:
             if now >= next_write and records is not None:
                 next_write = now + _WRITE_EVERY
                 self._write(records)
+            if now >= next_removal and records is not None:
+                next_removal = now + _REMOVE_EVERY
+                with contextlib.suppress(LedgerError):  # there is another day
+                    records.drop_samples(time.time() - _KEPT)
         if records is not None:
             self._write(records)
         if ledger is not None:

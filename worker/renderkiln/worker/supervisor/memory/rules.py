@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 
 from renderkiln.home.memory_records import MemoryRecords
 from renderkiln.home.settings import Settings
@@ -14,6 +13,9 @@ from renderkiln.worker.memory.remembered import STEPS, budget_of, form_text, lea
 from renderkiln.worker.protocol import FormName, MemoryOrder, MemoryUse, StageMeasured
 
 log = logging.getLogger("renderkiln.supervisor")
+
+#: A working set that is not larger than this times another is the same.
+_SAME = 1.05
 
 
 class MemoryRules:
@@ -30,6 +32,7 @@ class MemoryRules:
         self._settings = settings
         self._learned_under = learned_under(self._policy, self._budget)
         self._steps: dict[str, int] = {}
+        self._costs: dict[tuple[str, str], dict[str, StageMeasured]] = {}
 
     @property
     def policy(self) -> str:
@@ -42,12 +45,15 @@ class MemoryRules:
 
     def order(self, model: str, form: FormName | None) -> MemoryOrder:
         """What the renderer is told for a job of a model. `form`: None where torch renders it."""
-        return MemoryOrder(self._policy, self._budget, self._step(model), self._known(model, form))
+        return MemoryOrder(self._policy, self._budget, self._step(model), dict(self._known(model, form)))
 
     def learn(self, model: str, form: FormName | None, use: MemoryUse) -> None:
-        """Keeps what was measured of a model's stages."""
+        """Keeps what was measured of a model's stages, where it tells something new."""
+        known = self._known(model, form)
         try:
             for stage, each in use.measured.items():
+                if stage in known and not _tells_more(each, known[stage]):
+                    continue
                 self._records.stage_measured(
                     model,
                     form_text(self._settings, form),
@@ -57,6 +63,7 @@ class MemoryRules:
                     pixels=each.pixels,
                     load_seconds=each.load_seconds,
                 )
+                known[stage] = each
         except LedgerError as error:
             log.warning("what stages take is not recorded: %s", error)
 
@@ -89,16 +96,27 @@ class MemoryRules:
                 log.info("%s: %s, since memory ran out before (%s)", model, STEPS[found[0]], found[1])
         return self._steps[model]
 
-    def _known(self, model: str, form: FormName | None) -> Mapping[str, StageMeasured]:
-        try:
-            costs = self._records.stage_costs(model, form_text(self._settings, form))
-        except LedgerError as error:
-            log.warning("what the stages of %s take is not known: %s", model, error)
-            return {}
-        return {
-            stage: StageMeasured(each.size_bytes, each.load_seconds, each.working_bytes, each.pixels)
-            for stage, each in costs.items()
-        }
+    def _known(self, model: str, form: FormName | None) -> dict[str, StageMeasured]:
+        """What was measured of a model's stages; read once, and kept up to date by `learn`."""
+        name = form_text(self._settings, form)
+        if (model, name) not in self._costs:
+            try:
+                costs = self._records.stage_costs(model, name)
+            except LedgerError as error:
+                log.warning("what the stages of %s take is not known: %s", model, error)
+                return {}
+            self._costs[model, name] = {
+                stage: StageMeasured(each.size_bytes, each.load_seconds, each.working_bytes, each.pixels)
+                for stage, each in costs.items()
+            }
+        return self._costs[model, name]
+
+
+def _tells_more(now: StageMeasured, before: StageMeasured) -> bool:
+    """Whether a measurement is worth a write: loads take a little more or less each time."""
+    if now.size_bytes != before.size_bytes or now.working_bytes > _SAME * before.working_bytes:
+        return True
+    return max(now.load_seconds, before.load_seconds) > 2 * min(now.load_seconds, before.load_seconds)
 
 
 def thresholds(settings: Settings) -> Thresholds:
