@@ -120,10 +120,10 @@ def test_each_size_that_there_is_and_no_other(converted: Make, original: Make) -
     wide = pixels(ours, width=48, height=32)
     assert wide.shape == (32, 48, 3)
     assert psnr(wide, pixels(original("tiny"), width=48, height=32)) > 40
-    before = ours.engine.residency.loads
+    before = ours.engine.residency.counts.loads
     with pytest.raises(errors.InvalidSpecError, match=r"64 × 32.*32 × 32, 48 × 32"):
         ours(width=64, height=32)
-    assert ours.engine.residency.loads == before
+    assert ours.engine.residency.counts.loads == before
 
 
 def test_what_the_stages_cannot_do_is_said_before_anything_is_loaded(converted: Make) -> None:
@@ -136,7 +136,7 @@ def test_what_the_stages_cannot_do_is_said_before_anything_is_loaded(converted: 
             ours(**fields)
     with pytest.raises(errors.ModelNotFoundError, match=r"without the ControlNet 'edges'.*none"):
         ours(controlnets=({"model": "edges", "image": ours.picture(EDGES)},))
-    assert ours.engine.residency.loads == 0
+    assert ours.engine.residency.counts.loads == 0
 
 
 def test_an_unknown_controlnet_names_those_that_there_are(converted: Make) -> None:

@@ -10,6 +10,7 @@ import hashlib
 import json
 import logging
 import time
+import traceback
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -139,7 +140,10 @@ class DiffusersEngine(Engine):
                 )
                 encoding = 0.0, 0, 0.0
             if failure is not None:
-                raise failure
+                try:
+                    raise failure
+                finally:
+                    del failure  # it holds on to this frame, and what it came through
             if stops:
                 return
 
@@ -192,6 +196,7 @@ class DiffusersEngine(Engine):
         return request
 
     def _begin(self, request: Request) -> None:
+        request.pipeline.vae.begin_job()
         self.residency.begin_job(request.order, request.pixels, self.known_costs.get(request.pipelines.name))
 
     def _encode(self, request: Request, spec: RenderSpec, ahead: Ahead | None) -> None:
@@ -211,18 +216,27 @@ class DiffusersEngine(Engine):
                 request.prompts = encoding.encode(spec)
                 self.residency.load_ahead(request.unet)
                 if ahead is not None and together and not self.residency.has_room_for(*request.order):
-                    self._look_ahead(encoding, ahead)
+                    self._look_ahead(request.prompts, encoding, ahead)
 
-    def _look_ahead(self, encoding: prompts.Prompts, ahead: Ahead) -> None:
-        try:
-            for spec in ahead.specs:
-                try:
-                    ahead.between()
-                except Exception as error:
-                    raise _StepFailedError(error) from None
+    def _look_ahead(self, encoded: prompts.EncodedPrompts, encoding: prompts.Prompts, ahead: Ahead) -> None:
+        """Encodes as many of the next jobs' prompts as are kept until their turn comes.
+
+        Args:
+            encoded: this job's, as a measure.
+        """
+        for spec in ahead.specs[: self._cache.room_bytes // encoded.size_bytes]:
+            try:
+                ahead.between()
+            except Exception as error:
+                raise _StepFailedError(error) from None
+            if spec.text_encoder != "model":
+                continue
+            try:
                 encoding.encode(spec)
-        except (RenderkilnError, RuntimeError, ValueError, MemoryError) as error:
-            log.warning("looking ahead ended early: %s", error)  # whose fault it is will be found out in its own job
+            except Exception as error:  # whose fault it is will be found out in its own job
+                log.warning("a prompt of a later job could not be encoded: %s: %s", type(error).__name__, error)
+                if isinstance(error, OutOfMemoryError) or is_out_of_memory(error):
+                    return
 
     # Image by image.
 
@@ -242,6 +256,7 @@ class DiffusersEngine(Engine):
             except RenderkilnError as error:
                 if not denoised:
                     raise
+                _clear_frames(error)
                 return denoised, error
             if enough():
                 break
@@ -277,7 +292,7 @@ class DiffusersEngine(Engine):
         if request.inputs is not None:
             rgb = keep_unmasked(rgb, request.inputs)
         notes = request.notes
-        if self.residency.needs_tiles(request.decoder):
+        if request.pipeline.vae.decoded_in_tiles:
             notes += ("Decoded in tiles, as memory was short: flat areas may differ a little from tile to tile.",)
         return RenderedImage(
             k=image.k,
@@ -344,12 +359,23 @@ class DiffusersEngine(Engine):
         raise OutOfMemoryError(message)
 
 
+def _clear_frames(error: BaseException) -> None:
+    """Lets go of what was at hand where an error came from, the stage that was at work above all."""
+    reason: BaseException | None = error
+    while reason is not None:
+        traceback.clear_frames(reason.__traceback__)
+        reason = reason.__cause__ or reason.__context__
+
+
 def _encoder(pipelines: Pipelines, identity: Identity) -> str:
     """A name for what encodes a model's prompts, which changes with its files and its arithmetic."""
     info, folder = pipelines.stages.info, identity[0]
-    files = sorted(file for file in folder.glob("text_encoder*/*") if file.is_file())
+    files = sorted(
+        file for part in ("text_encoder", "tokenizer") for file in folder.glob(f"{part}*/*") if file.is_file()
+    )
     about = [[file.parent.name, file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
-    said = [pipelines.name, str(folder), identity[1], info.engine, info.device, info.dtype, info.variant, about]
+    how = [info.engine, info.device, info.dtype, info.variant, torch.__version__, transformers.__version__]
+    said = [pipelines.name, str(folder), identity[1], about, how]
     return hashlib.sha256(json.dumps(said).encode()).hexdigest()
 
 

@@ -61,11 +61,12 @@ class Request:
 
     @property
     def order(self) -> tuple[StageKey, ...]:
-        """The stages that the job puts to work, in their order."""
+        """The stages that the job puts to work, each once, in their order."""
         encoder = () if self.task == "txt2img" else (self._key("vae_encoder"),)
         controlnets = tuple(self._key(f"controlnet-{each.model}") for each in self.job.spec.controlnets)
         checker = (self._key("safety_checker"),) if getattr(self.pipeline, "safety_checker", None) is not None else ()
-        return (*self.text_encoders, *encoder, *controlnets, self.unet, self.decoder, *checker)
+        order = (*self.text_encoders, *encoder, *controlnets, self.unet, self.decoder, *checker)
+        return tuple(dict.fromkeys(order))  # a ControlNet may be there twice, with two pictures
 
     def _key(self, stage: str) -> StageKey:
         return StageKey(self.pipelines.name, stage)
