@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,19 @@ from PIL import Image
 
 from renderkiln.schema import JobOptions, RenderSpec, make_job
 from renderkiln.schema.errors import ModelNotFoundError
-from renderkiln.worker.engine.base import RenderedImage
+from renderkiln.worker.engine.base import Ahead, RenderedImage
 from renderkiln.worker.engine.torch_engine import TorchEngine
+from renderkiln.worker.memory.meter import Meter
+from renderkiln.worker.memory.planning import Rule, StageKey
+from renderkiln.worker.memory.residency import Residency
 
 from . import models
+from .watching import Watch
+
+JIT = Rule("jit")
+#: The fewest stages to put to work: both prompts, one step, the picture.
+SHORT: dict[str, Any] = {"scheduler": "ddim", "num_inference_steps": 1}
+SHORT_ORDER = ["text_encoder", "text_encoder", "unet", "vae_decoder"]
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -70,9 +79,20 @@ class Renderer:
         self.inputs[reference] = file.getvalue()
         return reference
 
-    def __call__(
-        self, *, num_images: int = 1, skip: tuple[int, ...] = (), on_step: Any = None, **fields: Any
-    ) -> list[RenderedImage]:
+    def __call__(self, **asked: Any) -> list[RenderedImage]:
+        return list(self.begin(**asked))
+
+    def begin(
+        self,
+        *,
+        num_images: int = 1,
+        skip: tuple[int, ...] = (),
+        on_step: Any = None,
+        ahead: Ahead | None = None,
+        enough: Callable[[], bool] = lambda: False,
+        **fields: Any,
+    ) -> Iterator[RenderedImage]:
+        """The same, image by image."""
         spec = RenderSpec(**{"model": "tiny", "prompt": "a red circle", "num_inference_steps": 3, **fields})
         job = make_job(spec, JobOptions(num_images=num_images), batch="test", index=0)
 
@@ -81,7 +101,44 @@ class Renderer:
             if on_step is not None:
                 on_step(k, step, num_steps)
 
-        return list(self.engine.render(job, self.inputs, skip=skip, on_step=heard))
+        return self.engine.render(job, self.inputs, skip=skip, on_step=heard, ahead=ahead, enough=enough)
+
+
+class Still(Meter):
+    """Sees nothing, so that what is expected of a stage counts, and nothing that the machine does besides."""
+
+    def __init__(self) -> None:
+        pass
+
+    def now(self) -> int:
+        return 0
+
+    begin = end = take_highest = now
+
+
+MakeJit = Callable[..., tuple[Renderer, Watch]]
+
+
+@pytest.fixture(scope="session")
+def originals() -> dict[tuple[StageKey, type], Any]:
+    """What was loaded of the library's models, for `make_jit`."""
+    return {}
+
+
+@pytest.fixture
+def make_jit(make_engine: Callable[..., TorchEngine], originals: dict[tuple[StageKey, type], Any]) -> MakeJit:
+    """Makes an engine that keeps one stage in memory, unless told otherwise, and who watches it.
+
+    What it loads are copies of what was loaded once: loading takes most of the time of so small a model.
+    """
+
+    def make(rule: Rule = JIT, **settings: Any) -> tuple[Renderer, Watch]:
+        engine = make_engine(device="cpu", **settings)
+        engine.residency = Residency(meter=Still())
+        engine.residency.set_rule(rule)
+        return Renderer(engine), Watch(engine, originals)
+
+    return make
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ of `StableDiffusionPipeline.__call__` and `StableDiffusionXLPipeline.__call__`, 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ def decode(pipeline: Any, latents: torch.Tensor, dtype: torch.dtype) -> tuple[to
     """
     config = pipeline.vae.config
     mean, std = getattr(config, "latents_mean", None), getattr(config, "latents_std", None)
-    if mean is not None and std is not None:
+    if mean is not None and std is not None and hasattr(pipeline, "text_encoder_2"):  # SDXL's alone heed them
         latents = latents * _channels(std, latents) / config.scaling_factor + _channels(mean, latents)
     else:
         latents = latents / config.scaling_factor
@@ -33,15 +34,24 @@ def decode(pipeline: Any, latents: torch.Tensor, dtype: torch.dtype) -> tuple[to
     return pipeline.image_processor.postprocess(image, output_type="pt", do_denormalize=[not hidden]), hidden
 
 
-def set_tiles(stage: Any, in_tiles: bool) -> None:
-    """Has a VAE work in tiles of half the size it was trained at, or in one piece; a converted one has no tiles."""
+def set_tiles(stage: Any, in_tiles: bool, sides: Sequence[int], *, latent: bool) -> bool:
+    """Has a VAE work in tiles of half the size it was trained at, or in one piece; a converted one has no tiles.
+
+    Args:
+        sides: height and width of what it will be given, which may fit into one tile.
+        latent: whether these are latent pixels.
+
+    Returns:
+        Whether it will be more than one tile.
+    """
     if not hasattr(stage, "use_tiling"):
-        return
+        return False
     stage.use_tiling = in_tiles
     size = stage.config.sample_size
     side: int = (size if isinstance(size, int) else min(size)) // 2
     stage.tile_sample_min_size = side
     stage.tile_latent_min_size = side // 2 ** (len(stage.config.block_out_channels) - 1)
+    return in_tiles and max(sides) > (stage.tile_latent_min_size if latent else side)
 
 
 def _channels(values: list[float], like: torch.Tensor) -> torch.Tensor:

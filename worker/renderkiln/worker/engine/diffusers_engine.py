@@ -10,6 +10,7 @@ import hashlib
 import json
 import logging
 import time
+import traceback
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -101,7 +102,7 @@ class DiffusersEngine(Engine):
         self._denoise_ahead = max(1, denoise_ahead)
         self.residency = Residency(after_drop=give_memory_back)
         self._models: dict[str, tuple[Identity, Pipelines]] = {}
-        #: What was measured on this machine before of a model's stages, by model and stage.
+        #: What was measured on this machine before of a model's stages, by `stages_name` and stage.
         self.known_costs: dict[str, Mapping[str, Measured]] = {}
 
     def render(
@@ -140,7 +141,10 @@ class DiffusersEngine(Engine):
                 )
                 encoding = 0.0, 0, 0.0
             if failure is not None:
-                raise failure
+                try:
+                    raise failure
+                finally:
+                    del failure  # it holds on to this frame, and what it came through
             if stops:
                 return
 
@@ -167,7 +171,7 @@ class DiffusersEngine(Engine):
     def _open(self, model: str, revision: str | None) -> Pipelines:
         """The pipelines of a model."""
         folder = self._find_model(model, revision)
-        name = model if revision is None else f"{model}@{revision}"
+        name = stages_name(model, revision)
         if self.residency.rule.policy != "auto":  # which keeps of other models what the budget has room for
             self.residency.drop_others(name)
         identity = _identity(folder)
@@ -193,6 +197,7 @@ class DiffusersEngine(Engine):
         return request
 
     def _begin(self, request: Request) -> None:
+        request.pipeline.vae.begin_job()
         self.residency.begin_job(request.order, request.pixels, self.known_costs.get(request.pipelines.name))
 
     def _encode(self, request: Request, spec: RenderSpec, ahead: Ahead | None) -> None:
@@ -212,18 +217,27 @@ class DiffusersEngine(Engine):
                 request.prompts = encoding.encode(spec)
                 self.residency.load_ahead(request.unet)
                 if ahead is not None and together and not self.residency.has_room_for(*request.order):
-                    self._look_ahead(encoding, ahead)
+                    self._look_ahead(request.prompts, encoding, ahead)
 
-    def _look_ahead(self, encoding: prompts.Prompts, ahead: Ahead) -> None:
-        try:
-            for spec in ahead.specs:
-                try:
-                    ahead.between()
-                except Exception as error:
-                    raise _StepFailedError(error) from None
+    def _look_ahead(self, encoded: prompts.EncodedPrompts, encoding: prompts.Prompts, ahead: Ahead) -> None:
+        """Encodes as many of the next jobs' prompts as are kept until their turn comes.
+
+        Args:
+            encoded: this job's, as a measure.
+        """
+        for spec in ahead.specs[: self._cache.room_bytes // encoded.size_bytes]:
+            try:
+                ahead.between()
+            except Exception as error:
+                raise _StepFailedError(error) from None
+            if spec.text_encoder != "model":
+                continue
+            try:
                 encoding.encode(spec)
-        except (RenderkilnError, RuntimeError, ValueError, MemoryError) as error:
-            log.warning("looking ahead ended early: %s", error)  # whose fault it is will be found out in its own job
+            except Exception as error:  # whose fault it is will be found out in its own job
+                log.warning("a prompt of a later job could not be encoded: %s: %s", type(error).__name__, error)
+                if isinstance(error, OutOfMemoryError) or is_out_of_memory(error):
+                    return
 
     # Image by image.
 
@@ -243,6 +257,7 @@ class DiffusersEngine(Engine):
             except RenderkilnError as error:
                 if not denoised:
                     raise
+                _clear_frames(error)
                 return denoised, error
             if enough():
                 break
@@ -259,7 +274,8 @@ class DiffusersEngine(Engine):
             except Exception as error:
                 raise _StepFailedError(error) from None
 
-        with torch.inference_mode():
+        at_each_step = (*request.controlnets, request.unet)
+        with torch.inference_mode(), self.residency.together(at_each_step, whatever_it_takes=True):
             latents = denoise(request, spec, step_done)
         seconds = time.perf_counter() - start
         return _Denoised(k, spec, latents, seconds, counts.loads - loads, counts.load_seconds - load_seconds)
@@ -278,7 +294,7 @@ class DiffusersEngine(Engine):
         if request.inputs is not None:
             rgb = keep_unmasked(rgb, request.inputs)
         notes = request.notes
-        if self.residency.needs_tiles(request.decoder):
+        if request.pipeline.vae.decoded_in_tiles:
             notes += ("Decoded in tiles, as memory was short: flat areas may differ a little from tile to tile.",)
         return RenderedImage(
             k=image.k,
@@ -345,12 +361,28 @@ class DiffusersEngine(Engine):
         raise OutOfMemoryError(message)
 
 
+def stages_name(model: str, revision: str | None) -> str:
+    """What the residency manager tells a model's stages apart by."""
+    return model if revision is None else f"{model}@{revision}"
+
+
+def _clear_frames(error: BaseException) -> None:
+    """Lets go of what was at hand where an error came from, the stage that was at work above all."""
+    reason: BaseException | None = error
+    while reason is not None:
+        traceback.clear_frames(reason.__traceback__)
+        reason = reason.__cause__ or reason.__context__
+
+
 def _encoder(pipelines: Pipelines, identity: Identity) -> str:
     """A name for what encodes a model's prompts, which changes with its files and its arithmetic."""
     info, folder = pipelines.stages.info, identity[0]
-    files = sorted(file for file in folder.glob("text_encoder*/*") if file.is_file())
+    files = sorted(
+        file for part in ("text_encoder", "tokenizer") for file in folder.glob(f"{part}*/*") if file.is_file()
+    )
     about = [[file.parent.name, file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
-    said = [pipelines.name, str(folder), identity[1], info.engine, info.device, info.dtype, info.variant, about]
+    how = [info.engine, info.device, info.dtype, info.variant, torch.__version__, transformers.__version__]
+    said = [pipelines.name, str(folder), identity[1], about, how]
     return hashlib.sha256(json.dumps(said).encode()).hexdigest()
 
 

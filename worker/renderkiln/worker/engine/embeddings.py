@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import logging
 import os
 import tempfile
 from collections import OrderedDict
@@ -16,12 +17,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save
+
+log = logging.getLogger("renderkiln.renderer")
 
 #: One text's tensors: (1, S, C) and, for SDXL, the pooled (1, P).
 Tensors = tuple[torch.Tensor, ...]
 #: After so many files were written, those beyond the bound are removed, the oldest first.
 _SWEEP_EVERY = 100
+#: In which text encoders compute.
+_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 class EmbeddingKey(NamedTuple):
@@ -66,6 +71,11 @@ class EmbeddingCache:
         """Of what is in memory."""
         return self._bytes
 
+    @property
+    def room_bytes(self) -> int:
+        """What texts may have, of which all are to be found again later."""
+        return max(self._limits.memory_bytes, self._limits.disk_bytes if self._folder is not None else 0)
+
     def get(self, key: EmbeddingKey) -> Tensors | None:
         """The embedding, or None. It must not be changed."""
         found = self._kept.get(key)
@@ -99,31 +109,34 @@ class EmbeddingCache:
     def _read(self, key: EmbeddingKey) -> Tensors | None:
         if self._folder is None:
             return None
-        path = self._folder / f"{key.digest}.safetensors"
+        path = self._folder / _name(key)
         try:
-            tensors = load_file(path)
+            if not path.is_file() or path.stat().st_size > self._limits.disk_bytes:
+                return None
+            # Read, not mapped: a file that is cut off while it is mapped ends the process.
+            tensors = load(path.read_bytes())
             found = tuple(tensors[str(number)] for number in range(len(tensors)))
-        except FileNotFoundError:
+            if _looks_right(found):
+                with contextlib.suppress(OSError):
+                    os.utime(path)  # the sweep goes by this
+                return found
+        except OSError:
             return None
         except Exception:  # damaged: whatever is wrong with it, it can be made again
-            with contextlib.suppress(OSError):
-                path.unlink()
-            return None
-        # Who can write there could have put anything; what does not look like an embedding is not used as one.
-        looks_right = found and found[0].ndim == 3 and all(each.ndim == 2 for each in found[1:])
-        if not looks_right or not all(bool(torch.isfinite(each).all()) for each in found):
-            return None
+            log.debug("%s is damaged", path, exc_info=True)
         with contextlib.suppress(OSError):
-            os.utime(path)  # the sweep goes by this
-        return found
+            path.unlink()
+        return None
 
     def _write(self, folder: Path, key: EmbeddingKey, tensors: Tensors) -> None:
+        # Not `save_file`, whose errors do not tell a full disk from tensors that cannot be saved.
+        data = save({str(number): each.cpu().contiguous() for number, each in enumerate(tensors)})
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         descriptor, temporary = tempfile.mkstemp(dir=folder, suffix=".tmp")
-        os.close(descriptor)
         try:
-            save_file({str(number): each.cpu().contiguous() for number, each in enumerate(tensors)}, temporary)
-            Path(temporary).replace(folder / f"{key.digest}.safetensors")
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(data)
+            Path(temporary).replace(folder / _name(key))
         finally:
             Path(temporary).unlink(missing_ok=True)
         self._written += 1
@@ -131,14 +144,31 @@ class EmbeddingCache:
             _sweep(folder, self._limits.disk_bytes)
 
 
+def _name(key: EmbeddingKey) -> str:
+    return f"{key.digest}.safetensors"
+
+
+def _looks_right(tensors: Tensors) -> bool:
+    """Whether these may be a text's embedding: who can write to the folder could have put anything there."""
+    return (
+        1 <= len(tensors) <= 2
+        and all(
+            each.dtype in _DTYPES and each.ndim == ndim and len(each) == 1 and each.numel() > 0
+            for each, ndim in zip(tensors, (3, 2), strict=False)
+        )
+        and all(bool(torch.isfinite(each).all()) for each in tensors)
+    )
+
+
 def _size(tensors: Tensors) -> int:
     return sum(each.numel() * each.element_size() for each in tensors)
 
 
 def _sweep(folder: Path, limit: int) -> None:
-    files = sorted(((file.stat().st_mtime, file.stat().st_size, file) for file in folder.iterdir()), reverse=True)
+    with os.scandir(folder) as entries:
+        files = [(entry.stat(), entry.path) for entry in entries if entry.is_file(follow_symlinks=False)]
     total = 0
-    for _, size, file in files:
-        total += size
+    for about, path in sorted(files, key=lambda each: each[0].st_mtime, reverse=True):
+        total += about.st_size
         if total > limit:
-            file.unlink(missing_ok=True)
+            Path(path).unlink(missing_ok=True)

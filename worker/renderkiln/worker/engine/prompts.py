@@ -22,6 +22,10 @@ class EncodedPrompts:
     #: What a person should know that only encoding shows.
     notes: tuple[str, ...] = ()
 
+    @property
+    def size_bytes(self) -> int:
+        return sum(each.numel() * each.element_size() for each in self.arguments.values() if each is not None)
+
 
 #: Gives a text's embeddings, (1, S, C), and how many of the S tokens it filled.
 Embed = Callable[[str], tuple[torch.Tensor, int]]

@@ -51,6 +51,11 @@ class Request:
         return tuple(self._key(name) for name in names)
 
     @property
+    def controlnets(self) -> tuple[StageKey, ...]:
+        """In the order of their pictures; one may be there twice."""
+        return tuple(self._key(f"controlnet-{each.model}") for each in self.job.spec.controlnets)
+
+    @property
     def unet(self) -> StageKey:
         controlled = self.controls and self.pipelines.stages.has("control-unet")
         return self._key("control-unet" if controlled else "unet")
@@ -61,11 +66,11 @@ class Request:
 
     @property
     def order(self) -> tuple[StageKey, ...]:
-        """The stages that the job puts to work, in their order."""
+        """The stages that the job puts to work, each once, in their order."""
         encoder = () if self.task == "txt2img" else (self._key("vae_encoder"),)
-        controlnets = tuple(self._key(f"controlnet-{each.model}") for each in self.job.spec.controlnets)
         checker = (self._key("safety_checker"),) if getattr(self.pipeline, "safety_checker", None) is not None else ()
-        return (*self.text_encoders, *encoder, *controlnets, self.unet, self.decoder, *checker)
+        order = (*self.text_encoders, *encoder, *self.controlnets, self.unet, self.decoder, *checker)
+        return tuple(dict.fromkeys(order))  # a ControlNet may be there twice, with two pictures
 
     def _key(self, stage: str) -> StageKey:
         return StageKey(self.pipelines.name, stage)

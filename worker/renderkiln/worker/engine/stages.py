@@ -138,18 +138,32 @@ class VaeStandIn(StandIn):
         super().__init__(*args, **kwargs)
         self._encoder = encoder
         self._on_decoded = on_decoded
+        self._encoded: list[tuple[torch.Tensor, Any]] = []
+        #: Whether the last picture was decoded in more than one tile.
+        self.decoded_in_tiles = False
+
+    def begin_job(self) -> None:
+        """Forgets the pictures that the last job began from."""
+        self._encoded.clear()
 
     # Both casts do nothing for Stable Diffusion. They are for SDXL, whose VAE overflows in half precision: it
     # is held in float32 beside half-precision latents.
 
     def encode(self, x: torch.Tensor, return_dict: bool = True) -> Any:
+        # All images of a job begin from the same pictures, and the UNet would have to go for each of them.
+        for known, encoded in self._encoded:
+            if known.shape == x.shape and torch.equal(known, x):
+                return encoded if return_dict else (encoded.latent_dist,)
         with self._residency.use(self._encoder) as stage:
-            set_tiles(stage, self._residency.needs_tiles(self._encoder))
-            return stage.encode(x.to(self.dtype), return_dict=return_dict)
+            set_tiles(stage, self._residency.needs_tiles(self._encoder), x.shape[-2:], latent=False)
+            encoded = stage.encode(x.to(self.dtype), return_dict=True)
+        self._encoded.append((x.clone(), encoded))
+        return encoded if return_dict else (encoded.latent_dist,)
 
     def decode(self, z: torch.Tensor, return_dict: bool = True, generator: torch.Generator | None = None) -> Any:
         with self._residency.use(self._key) as stage:
-            set_tiles(stage, self._residency.needs_tiles(self._key))
+            in_tiles = self._residency.needs_tiles(self._key)
+            self.decoded_in_tiles = set_tiles(stage, in_tiles, z.shape[-2:], latent=True)
             decoded = stage.decode(z.to(self.dtype), return_dict=return_dict, generator=generator)
         self._on_decoded(decoded[0])
         return decoded

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from .device import pick_device, pick_dtype, wants_attention_slicing
 from .diffusers_engine import DiffusersEngine, FindModel
+from .embeddings import EmbeddingCache
 from .torch_stages import TorchModelStages, TorchOptions
 
 
@@ -16,18 +17,26 @@ class TorchEngine(DiffusersEngine):
         find_model: see `FindModel`.
         device: auto (mps, else cuda, else cpu), or one of these by name.
         dtype: auto (float16 on an accelerator, float32 on the CPU), float32, float16 or bfloat16.
+        cache, denoise_ahead: see `DiffusersEngine`.
 
     Raises:
         SettingsError: no such device or precision here.
     """
 
-    def __init__(self, find_model: FindModel, device: str = "auto", dtype: str = "auto") -> None:
+    def __init__(
+        self,
+        find_model: FindModel,
+        device: str = "auto",
+        dtype: str = "auto",
+        cache: EmbeddingCache | None = None,
+        denoise_ahead: int = 8,
+    ) -> None:
         options = torch_options(device, dtype)
 
         def open_stages(model: str, folder: Path) -> TorchModelStages:
             return TorchModelStages(folder, options, lambda name: find_model(name, None))
 
-        super().__init__(find_model, open_stages, options.info)
+        super().__init__(find_model, open_stages, options.info, cache, denoise_ahead)
 
 
 def torch_options(device: str = "auto", dtype: str = "auto") -> TorchOptions:

@@ -63,7 +63,7 @@ class Rule:
 
     Attributes:
         budget_bytes: of the whole renderer process; counts for `auto` alone. None: there is no bound.
-        in_tiles: decode pictures in tiles, and compute attention in slices: slower, and the last resort.
+        in_tiles: decode pictures in tiles: slower, and the last resort, since it changes them a little.
     """
 
     policy: Policy = "resident"

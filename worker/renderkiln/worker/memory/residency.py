@@ -53,6 +53,7 @@ class _Entry:
 
     @property
     def is_held(self) -> bool:
+        """Whether it is in memory, or on its way there."""
         return self.stage is not None or self.coming is not None
 
 
@@ -207,7 +208,7 @@ class Residency:
         return True
 
     def loaded(self) -> tuple[LoadedStage, ...]:
-        """The stages in memory, in the order in which they became known."""
+        """The stages in memory, in the order in which they became known; without what was loaded ahead."""
         return tuple(
             LoadedStage(key.model, key.stage, entry.size_bytes, entry.load_seconds)
             for key, entry in self._entries.items()
@@ -220,17 +221,25 @@ class Residency:
         return not any(make_room(each, costs, (), self.rule, self._other_bytes) for each in costs)
 
     @contextmanager
-    def together(self, keys: Sequence[StageKey]) -> Iterator[bool]:
+    def together(self, keys: Sequence[StageKey], *, whatever_it_takes: bool = False) -> Iterator[bool]:
         """Has stages that are used in turn stay until the block ends, where that takes no more than is taken anyway.
 
-        The two text encoders of SDXL would otherwise make way for each other with every prompt. Yields whether they
-        stay, or need not as there is only one.
+        The two text encoders of SDXL would otherwise make way for each other with every prompt, and a ControlNet and
+        the UNet with every step.
+
+        Args:
+            whatever_it_takes: have them stay even so.
+
+        Yields:
+            Whether they stay, or need not as there is only one.
         """
         costs = [self._cost(key) for key in keys if key in self._entries]
         rule = self.rule
         need = sum(each.size_bytes for each in costs) + max((each.working_bytes for each in costs), default=0)
         room = need
-        if rule.policy == "jit":
+        if whatever_it_takes:
+            pass
+        elif rule.policy == "jit":
             room = max((each.at_work_bytes for each in self.costs()), default=0)
         elif rule.policy == "auto" and rule.budget_bytes is not None:
             room = rule.budget_bytes - self._other_bytes

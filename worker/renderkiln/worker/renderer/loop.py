@@ -140,7 +140,11 @@ def _warm_up(engine: DiffusersEngine, order: WarmUp, connection: Connection) -> 
 
 
 def _begin_use(engine: DiffusersEngine, model: str, order: MemoryOrder) -> Callable[[], MemoryUse]:
-    """Sets the rule that an order comes with; gives what will tell what the order took."""
+    """Sets the rule that an order comes with; gives what will tell what the order took.
+
+    Args:
+        model: by the name of its stages.
+    """
     residency = engine.residency
     residency.set_rule(Rule(cast("Policy", order.policy), order.budget_bytes), order.step)
     engine.known_costs[model] = {
@@ -180,12 +184,14 @@ def _render(
             raise CanceledError("stopped while encoding prompts")
         stop_after_image = stop_after_image or cancel is not None
 
+    from renderkiln.worker.engine.diffusers_engine import stages_name
+
     failed: Failed | None = None
     use: Callable[[], MemoryUse] | None = None
     try:
         job = parse_job(order.job_json)
         _note_form(forms, job.spec.model, order.form)
-        use = _begin_use(engine, job.spec.model, order.memory)
+        use = _begin_use(engine, stages_name(job.spec.model, job.spec.revision), order.memory)
         wanted = {k for k in range(job.num_images) if k not in order.skip}
         ahead = Ahead([RenderSpec.model_validate_json(each) for each in order.ahead], between)
         images = engine.render(
