@@ -33,7 +33,7 @@ class Contender:
     Attributes:
         model: folder.
         budget_bytes: counts under the policy auto alone.
-        look_ahead: prompts that wait and are handed over with each, as the supervisor does; 0: none.
+        look_ahead: prompts that wait and are handed over with each; 0: none.
         keeps: whether embeddings are kept from prompt to prompt, and stages as the policy has it; else, all that is in
             memory is dropped after every image.
     """

@@ -40,15 +40,13 @@ from .report import machine, ratio, spread
 POLICIES = {"resident": "resident", "jit": "jit", "swift": "jit", "auto": "auto"}
 LOOK_AHEAD = 48
 BELOW = 300_000_000
-#: Bytes in memory for each byte of weights that the engine knows of.
-HELD = {"torch": 1, "coreml": 2}
 PEAK, OVER_STAGE, JIT_TIME, AUTO_TIME = 0.72, 1.10, 1.05, 1.03
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, default=MODEL, help="a diffusers folder; made unless another is given")
-    parser.add_argument("--engine", choices=tuple(HELD), default="torch")
+    parser.add_argument("--engine", choices=("torch", "coreml"), default="torch")
     parser.add_argument("--prompts", type=int, default=20)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--size", type=int, default=256, help="width and height in pixels")
@@ -84,7 +82,7 @@ def main() -> None:
             took = [f"{name} {arena.processes[name].render(prompt)['seconds']:.1f} s" for name in names]
             print(f"  prompt {prompt}: {', '.join(took)}", flush=True)
         processes = {name: arena.end(name) for name in names}
-    _print(processes, HELD[args.engine])
+    _print(processes)
     if args.json:
         raw = {"machine": machine(), "contenders": [each.raw() for each in processes.values()]}
         args.json.write_text(json.dumps(raw, indent=1))
@@ -104,7 +102,7 @@ def _converted(model: Path, size: int) -> Path:
     return folder
 
 
-def _print(processes: dict[str, Process], held: int) -> None:
+def _print(processes: dict[str, Process]) -> None:
     resident = processes.get("resident")
     print(machine())
     for name, process in processes.items():
@@ -124,12 +122,12 @@ def _print(processes: dict[str, Process], held: int) -> None:
     if jit is not None:
         stage, size, working = jit.largest_stage
         print(
-            f"jit's largest stage: {stage}, {held * size / 1e9:.2f} GB in memory, and {working / 1e9:.2f} GB at work; "
+            f"jit's largest stage: {stage}, {size / 1e9:.2f} GB in memory, and {working / 1e9:.2f} GB at work; "
             f"the empty process: {jit.empty_bytes / 1e9:.2f} GB"
         )
         for each in _stages(jit):
             print(f"  {each}")
-        _bound("jit's peak", jit.peak_bytes / (held * size + working + jit.empty_bytes), OVER_STAGE, "its need")
+        _bound("jit's peak", jit.peak_bytes / (size + working + jit.empty_bytes), OVER_STAGE, "its need")
     if jit is not None and resident is not None:
         _bound("jit's peak", jit.peak_bytes / resident.peak_bytes, PEAK, "resident's")
         _bound("jit's time", _middle(jit, resident), JIT_TIME, "resident's")
