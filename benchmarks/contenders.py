@@ -102,6 +102,11 @@ class Process:
         return [each["seconds"] for each in self.answers]
 
     @property
+    def processor_seconds(self) -> list[float]:
+        """Of all its threads, for each image."""
+        return [each["processor_seconds"] for each in self.answers]
+
+    @property
     def loads_by_stage(self) -> dict[str, int]:
         """Of the list, without warming up."""
         before = self.warm_up["loads_by_stage"]
@@ -224,17 +229,18 @@ def _serve(contender: Contender) -> None:
         ahead = Ahead([spec(each) for each in waiting], lambda: None) if waiting and number != WARM_UP else None
         job = make_job(spec(number), JobOptions(), batch="benchmark", index=max(0, number))
         before = residency.counts.copy()
-        began = time.perf_counter()
+        began, processor = time.perf_counter(), time.process_time()
         [image] = engine.render(job, {}, on_step=lambda *_: None, ahead=ahead)
         if not contender.keeps:
             residency.drop_all()
-        seconds = time.perf_counter() - began
+        seconds, processor = time.perf_counter() - began, time.process_time() - processor
         took = residency.counts.since(before)
         measured = residency.measured(job.spec.model)
         say(
             {
                 "prompt": number,
                 "seconds": seconds,
+                "processor_seconds": processor,
                 "loads": took.loads,
                 "load_seconds": took.load_seconds,
                 "peak_bytes": residency.take_peak(),

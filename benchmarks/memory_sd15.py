@@ -14,7 +14,8 @@ checker is on. Its pictures are noise, but finite ones that no check refuses. Co
 
 They live side by side and take turns, prompt by prompt, so that a slow minute of the machine hits all; one works at a
 time. Each renders one picture beforehand, which counts for its peak and not for its time. What is dropped comes back
-from the file cache: from a disk it would take longer. With `--engine coreml` the same model is converted first, at the
+from the file cache: from a disk it would take longer. Processor time is told, too: it hardly depends on who else is at
+work. With `--engine coreml` the same model is converted first, at the
 one size (some minutes), and runs on the reference runtime, which holds in float32 what a package has in half precision.
 
 Bounds: jit's peak at most 0.72 of resident's, and at most 1.10 of what its largest stage needs (the empty process, the
@@ -115,6 +116,10 @@ def _print(processes: dict[str, Process]) -> None:
         loading = sum(each["load_seconds"] for each in process.answers)
         print(f"{name:<9} peak {peak / 1e9:.2f} GB{of} (from outside {say_check(process)})")
         print(f"          {times}")
+        processor = spread(process.processor_seconds, digits=2)
+        if resident is not None:
+            processor += f", {ratio(process.processor_seconds, resident.processor_seconds)}"
+        print(f"          processor time: {processor}")
         print(f"          loads in the list: {stages or 'none'}; {loading:.1f} s in all")
         if process.contender.budget_bytes is not None:
             print(f"          its budget: {process.contender.budget_bytes / 1e9:.2f} GB")
