@@ -15,8 +15,8 @@ checker is on. Its pictures are noise, but finite ones that no check refuses. Co
 They live side by side and take turns, prompt by prompt, so that a slow minute of the machine hits all; one works at a
 time. Each renders one picture beforehand, which counts for its peak and not for its time. What is dropped comes back
 from the file cache: from a disk it would take longer. Processor time is told, too: it hardly depends on who else is at
-work. With `--engine coreml` the same model is converted first, at the
-one size (some minutes), and runs on the reference runtime, which holds in float32 what a package has in half precision.
+work. With `--engine coreml` the same model is converted first, at the one size (some minutes), and runs on the
+reference runtime, which holds in float32 what a package has in half precision.
 
 Bounds: jit's peak at most 0.72 of resident's, and at most 1.10 of what its largest stage needs (the empty process, the
 stage's weights, its working set); jit takes at most 1.05 of resident's time, and auto at most 1.03. Peaks are of the
