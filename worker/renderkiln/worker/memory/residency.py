@@ -28,13 +28,22 @@ _TOLD_WRONG, _BEYOND_NOISE = 1.25, 50_000_000
 _RECENT = 0.3
 
 
+class _Arrival(NamedTuple):
+    """A stage that was loaded."""
+
+    stage: Any
+    seconds: float
+    #: By how many bytes the process grew meanwhile.
+    grown: int
+
+
 class _Coming(NamedTuple):
     """A load that was begun ahead. The stage is not the future's result, as the thread that makes it holds on to that
     for a moment after it has told of it."""
 
     future: Future[None]
-    #: The stage and the seconds that the load took, once the future is done.
-    arrived: list[tuple[Any, float]]
+    #: What was loaded, once the future is done.
+    arrived: list[_Arrival]
 
 
 @dataclass
@@ -203,7 +212,7 @@ class Residency:
         if entry is None or entry.is_held or self.rule.policy == "jit" or self._to_drop(key):
             return False
         self._ahead = self._ahead or ThreadPoolExecutor(1, thread_name_prefix="load-ahead")
-        loader, arrived = entry.loader, list[tuple[Any, float]]()
+        loader, arrived = entry.loader, list[_Arrival]()
         entry.coming = _Coming(self._ahead.submit(lambda: arrived.append(self._timed_load(loader))), arrived)
         return True
 
@@ -289,22 +298,22 @@ class Residency:
             self.counts.evictions += len(drops)
             self._drop(list(drops), f"room for {key.stage}")
 
-    def _timed_load(self, loader: StageLoader) -> tuple[Any, float]:
-        start = self._clock()
+    def _timed_load(self, loader: StageLoader) -> _Arrival:
+        start, before = self._clock(), self._meter.now()
         stage = loader.load()
-        return stage, self._clock() - start
+        return _Arrival(stage, self._clock() - start, self._meter.now() - before)
 
     def _load(self, key: StageKey, entry: _Entry) -> None:
         coming, entry.coming = entry.coming, None
-        waited, before = self._clock(), self._meter.now()
-        if coming is not None:
-            coming.future.result()
-            entry.stage, entry.load_seconds = coming.arrived.pop()
+        waited = self._clock()
+        if coming is None:
+            arrival = self._timed_load(entry.loader)
         else:
-            entry.stage, entry.load_seconds = self._timed_load(entry.loader)
-            grown = self._meter.now() - before
-            if grown > _TOLD_WRONG * entry.size_bytes + _BEYOND_NOISE:  # what runs it holds more than the files do
-                entry.size_bytes = grown
+            coming.future.result()
+            arrival = coming.arrived.pop()
+        entry.stage, entry.load_seconds = arrival.stage, arrival.seconds
+        if arrival.grown > _TOLD_WRONG * entry.size_bytes + _BEYOND_NOISE:  # what runs it holds more than the files do
+            entry.size_bytes = arrival.grown
         self.counts.loads += 1
         self.counts.load_seconds += self._clock() - waited
         self.counts.by_stage[key.stage] = self.counts.by_stage.get(key.stage, 0) + 1
