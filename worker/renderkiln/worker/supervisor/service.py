@@ -280,6 +280,8 @@ class _Service:
             return
         self._memory.learn(model, self._forms.of(model), use)
         process, stages, empty = self._keeper.holding()
+        if not empty:  # it has not said what it held before it loaded anything
+            return
         working = max(each.working_bytes for each in use.measured.values())
         reason = self._leaks.judge(Holding(process, stages, empty, working))
         if reason is not None:
