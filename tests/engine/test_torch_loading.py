@@ -315,3 +315,12 @@ def test_memory_peaks_little_above_what_is_held(tmp_path: Path) -> None:
     for held, above in zip(map(int, measured[::2]), map(int, measured[1::2]), strict=True):
         assert held > 80e6
         assert above < 110e6
+
+
+def test_every_half_becomes_the_bfloat16_that_torch_makes_of_it() -> None:
+    halves = torch.arange(65536, dtype=torch.int32).to(torch.int16).view(torch.float16).repeat(5)[:-7]
+    ours = torch.empty(halves.shape, dtype=torch.bfloat16)
+    torch_loading._copy_through_float32(halves, ours)
+    theirs = halves.to(torch.bfloat16)
+    same = (ours.view(torch.int16) == theirs.view(torch.int16)) | (ours.isnan() & theirs.isnan())
+    assert bool(same.all())

@@ -36,6 +36,8 @@ CLASSES: dict[str, Any] = {
 _PIECE_VALUES = 2**22
 #: Values after which a file is opened anew, 64 MB of float32: what was read of it is the process's memory until then.
 _MAPPED_VALUES = 2**24
+#: Values that are converted at once: they stay in the cache of a core meanwhile.
+_BLOCK_VALUES = 2**18
 #: What only reserves memory, or fills it with what a file's tensors replace.
 _FILLERS = {torch.empty, torch.zeros, torch.ones, torch.rand, torch.randn}
 #: What makes values that a module needs and its file does not hold: position ids, the kernels of K-diffusion's blocks.
@@ -234,8 +236,21 @@ def _copy(file: Any, piece: _Piece, target: torch.Tensor) -> None:
         values = file.get_tensor(piece.stored)
     else:
         values, target = file.get_slice(piece.stored)[piece.rows], target[piece.rows]
-    # The CPU rounds, on every device, as it would for `from_pretrained`; there it does so while it copies.
-    target.copy_(values if target.device.type == "cpu" else values.to(target.dtype))
+    if target.device.type != "cpu":
+        target.copy_(values.to(target.dtype))  # the CPU rounds, on every device, as it would for `from_pretrained`
+    elif (values.dtype, target.dtype) == (torch.float16, torch.bfloat16):
+        _copy_through_float32(values.reshape(-1), target.view(-1))
+    else:
+        target.copy_(values)
+
+
+def _copy_through_float32(values: torch.Tensor, target: torch.Tensor) -> None:
+    """As `target.copy_(values)`, to the bit, in a quarter of the time: from half to bfloat16 torch goes value by value."""
+    between = torch.empty(min(len(values), _BLOCK_VALUES), dtype=torch.float32)
+    for some, into in zip(values.split(_BLOCK_VALUES), target.split(_BLOCK_VALUES), strict=True):
+        part = between[: len(some)]
+        part.copy_(some)
+        into.copy_(part)
 
 
 def _without_memory(module: torch.nn.Module) -> Iterator[str]:
