@@ -245,7 +245,7 @@ def _copy(file: Any, piece: _Piece, target: torch.Tensor) -> None:
 
 
 def _copy_through_float32(values: torch.Tensor, target: torch.Tensor) -> None:
-    """As `target.copy_(values)`, to the bit, in a quarter of the time: from half to bfloat16 torch goes value by value."""
+    """As `target.copy_(values)`, to the bit, in a quarter of the time: torch itself goes value by value."""
     between = torch.empty(min(len(values), _BLOCK_VALUES), dtype=torch.float32)
     for some, into in zip(values.split(_BLOCK_VALUES), target.split(_BLOCK_VALUES), strict=True):
         part = between[: len(some)]
