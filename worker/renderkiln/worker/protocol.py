@@ -74,7 +74,6 @@ class MemoryUse:
     Attributes:
         peak_bytes: the most that the renderer held meanwhile.
         loads, load_seconds, evictions: stages loaded, how long the work waited for that, stages dropped to make room.
-        loads_by_stage: the loads again, by the stage.
         measured: what is known of the model's stages now.
     """
 
@@ -82,7 +81,6 @@ class MemoryUse:
     loads: int
     load_seconds: float
     evictions: int
-    loads_by_stage: Mapping[str, int] = field(default_factory=dict)
     measured: Mapping[str, StageMeasured] = field(default_factory=dict)
 
 
@@ -129,7 +127,6 @@ class Ready:
     model: str
     seconds: float
     about: Mapping[str, str]
-    memory: MemoryUse | None = None
 
 
 @dataclass(frozen=True)

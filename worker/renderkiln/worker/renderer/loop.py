@@ -122,7 +122,7 @@ def _make_engine(config: RendererConfig, forms: Mapping[str, FormName]) -> Diffu
 
 
 def _warm_up(engine: DiffusersEngine, order: WarmUp, connection: Connection) -> None:
-    use = _begin_use(engine, order.model, order.memory)
+    _begin_use(engine, order.model, order.memory)
     try:
         warm = engine.warm_up(order.model)
     except Exception as error:  # whatever it is, the supervisor has to hear of it
@@ -136,7 +136,7 @@ def _warm_up(engine: DiffusersEngine, order: WarmUp, connection: Connection) -> 
     about["memory"] = f"{psutil.Process().memory_info().rss / 1e9:.2f} GB"
     about |= info.versions
     said = {name: value for name, value in about.items() if value}
-    connection.send(Ready(order.model, warm.seconds, said, use()))
+    connection.send(Ready(order.model, warm.seconds, said))
 
 
 def _begin_use(engine: DiffusersEngine, model: str, order: MemoryOrder) -> Callable[[], MemoryUse]:
@@ -159,7 +159,7 @@ def _begin_use(engine: DiffusersEngine, model: str, order: MemoryOrder) -> Calla
             for stage, (size, each) in residency.measured(model).items()
         }
         took = counts.since(before)
-        return MemoryUse(residency.take_peak(), took.loads, took.load_seconds, took.evictions, took.by_stage, measured)
+        return MemoryUse(residency.take_peak(), took.loads, took.load_seconds, took.evictions, measured)
 
     return use
 

@@ -6,6 +6,7 @@ import zlib
 from typing import Any, NamedTuple
 
 import redis
+from rq import Queue
 from rq.job import Job as RqJob
 
 from renderkiln.schema import names
@@ -60,7 +61,8 @@ def peek(connection: Any, job: Job, count: int) -> tuple[RenderSpec, ...]:
         for priority in PRIORITIES:
             if count <= 0:
                 break
-            ids = connection.lrange(f"rq:queue:{names.queue(priority, job.spec.model)}", 0, count - 1)
+            queue = names.queue(priority, job.spec.model)
+            ids = connection.lrange(Queue.redis_queue_namespace_prefix + queue, 0, count - 1)
             with connection.pipeline(transaction=False) as pipe:
                 for job_id in ids:
                     pipe.hget(RqJob.key_for(job_id.decode(errors="replace")), "data")

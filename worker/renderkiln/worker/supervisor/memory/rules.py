@@ -34,15 +34,6 @@ class MemoryRules:
         self._steps: dict[str, int] = {}
         self._costs: dict[tuple[str, str], dict[str, StageMeasured]] = {}
 
-    @property
-    def policy(self) -> str:
-        return self._policy
-
-    @property
-    def budget_bytes(self) -> int:
-        """Of a renderer; counts where the policy is not `resident`."""
-        return self._budget
-
     def order(self, model: str, form: FormName | None) -> MemoryOrder:
         """What the renderer is told for a job of a model. `form`: None where torch renders it."""
         return MemoryOrder(self._policy, self._budget, self._step(model), dict(self._known(model, form)))
