@@ -37,6 +37,7 @@ from renderkiln.worker.protocol import (
 
 from .child import Renderer
 from .delivery import Delivery
+from .fates import error_of
 from .outage import Backoff
 from .outcomes import Beat, Outcome
 from .signals import Signals
@@ -329,10 +330,7 @@ class _Attempt:
             raise self._reason()
         if message.details:
             log.debug("the renderer's account of the failure:\n%s", message.details)
-        failures = {cls.kind: cls for cls in _subclasses(errors.RenderkilnError)}
-        error = failures.get(message.kind, errors.RenderFailedError)
-        if error in (errors.PromptListError, errors.JobFailedError):
-            error = errors.RenderFailedError
+        error = error_of(message.kind)
         if error is errors.OutOfMemoryError:
             self._renderer.kill()  # nothing else gives all memory back: the next try begins with an empty one
         raise error(message.message)
@@ -398,7 +396,3 @@ class _Attempt:
 def _is_there(store: Store, image: ImageResult) -> bool:
     """Whether a recorded picture is in this store. Raises StoreError where that cannot be seen now."""
     return image.url.startswith(store.url.rstrip("/") + "/") and store.matches(image.url, size=image.size_bytes)
-
-
-def _subclasses(cls: type[errors.RenderkilnError]) -> list[type[errors.RenderkilnError]]:
-    return [cls, *(deeper for child in cls.__subclasses__() for deeper in _subclasses(child))]
