@@ -7,7 +7,7 @@ machine boundaries (in events, in the ledger, in `--json`); `exit_code` is what 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import ClassVar
 
 #: Exit codes of the command line.
@@ -293,3 +293,15 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """` Did you mean …?` with the nearest names, or an empty string."""
     names = nearest(name, known)
     return f" Did you mean {' or '.join(repr(hit) for hit in names)}?" if names else ""
+
+
+def error_of(kind: str, otherwise: type[RenderkilnError]) -> type[RenderkilnError]:
+    """The type of error that another process named; `otherwise` if there is none, or it wants more than a message."""
+    error = next((cls for cls in _with_subclasses(RenderkilnError) if cls.kind == kind), otherwise)
+    return otherwise if error in (PromptListError, JobFailedError) else error
+
+
+def _with_subclasses(cls: type[RenderkilnError]) -> Iterator[type[RenderkilnError]]:
+    yield cls
+    for child in cls.__subclasses__():
+        yield from _with_subclasses(child)

@@ -20,7 +20,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from renderkiln.schema import errors
-from renderkiln.schema.errors import BadInputError, ConversionError, ModelLoadError, RenderkilnError
+from renderkiln.schema.errors import BadInputError, ConversionError, ModelLoadError, RenderkilnError, error_of
 
 from ..runtimes import manifest as manifests
 from ..runtimes.manifest import Manifest, StageInfo
@@ -329,17 +329,8 @@ class _StageProcess:
 
 
 def _error(stage: str, failed: Failed) -> RenderkilnError:
-    def below(kind: type[RenderkilnError]) -> Iterator[type[RenderkilnError]]:
-        yield kind
-        for each in kind.__subclasses__():
-            yield from below(each)
-
-    found = next((kind for kind in below(RenderkilnError) if kind.kind == failed.kind), ConversionError)
     message = failed.message if failed.message.startswith(stage) else f"{stage}: {failed.message}"
-    try:
-        return found(message)
-    except TypeError:  # an error that wants more than a message
-        return ConversionError(message)
+    return error_of(failed.kind, ConversionError)(message)
 
 
 @contextmanager

@@ -37,7 +37,6 @@ from renderkiln.worker.protocol import (
 
 from .child import Renderer
 from .delivery import Delivery
-from .fates import error_of
 from .outage import Backoff
 from .outcomes import Beat, Outcome
 from .signals import Signals
@@ -330,7 +329,7 @@ class _Attempt:
             raise self._reason()
         if message.details:
             log.debug("the renderer's account of the failure:\n%s", message.details)
-        error = error_of(message.kind)
+        error = errors.error_of(message.kind, errors.RenderFailedError)
         if error is errors.OutOfMemoryError:
             self._renderer.kill()  # nothing else gives all memory back: the next try begins with an empty one
         raise error(message.message)
