@@ -131,9 +131,11 @@ def test_a_ledger_of_0002_in_use_is_upgraded_and_keeps_its_rows(
         },
         "tunings": {"model": "m", "variant": "original", "compute_unit": "all", "measured": {}, "measured_at": now},
     }
+    then = sa.MetaData()
+    then.reflect(engine)  # the tables of that time, with the columns of that time
     with engine.begin() as connection:
         for name, values in rows.items():
-            connection.execute(sa.insert(Base.metadata.tables[name]).values(values))
+            connection.execute(sa.insert(then.tables[name]).values(values))
     engine.dispose()
     upgraded = open_ledger(path)
     result = upgraded.result(job.id)

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timezone
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from sqlalchemy.orm import Session
 
 from renderkiln.schema.errors import LedgerError
 from renderkiln.schema.jobs import Failure, ImageResult, Job, JobResult, JobStatus
-from renderkiln.schema.tables import AttemptRow, BatchRow, ImageRow, JobRow, TuningRow, WorkerRow
+from renderkiln.schema.tables import AttemptRow, BatchRow, ImageRow, JobRow, LedgerAboutRow, TuningRow, WorkerRow
 
 #: Milliseconds to wait for another process's write before giving up.
 BUSY_TIMEOUT = 30_000
@@ -35,19 +36,24 @@ BUSY_TIMEOUT = 30_000
 class Ledger:
     """An open ledger. Cheap to keep, safe to use from several processes; not shared between threads.
 
+    What it is told of workers, jobs, attempts and images is numbered, change by change, for the hub (`outbox`).
+
+    Args:
+        strict: refuses a row whose parent is missing. A hub's is not: what it hears comes in any order.
+
     Raises:
         LedgerError: on opening, where the file is not a ledger, is newer than this version, or cannot be written; on
             any call, where the database fails.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, strict: bool = True) -> None:
         self.path = path
         self._engine = sa.create_engine(
             sa.URL.create("sqlite", database=str(path)),
             poolclass=sa.pool.StaticPool,
             connect_args={"timeout": BUSY_TIMEOUT / 1000},
         )
-        sa.event.listen(self._engine, "connect", _set_pragmas)
+        sa.event.listen(self._engine, "connect", partial(_set_pragmas, foreign_keys="ON" if strict else "OFF"))
         sa.event.listen(self._engine, "begin", _begin_immediate)
         try:
             with self._engine.begin() as connection:
@@ -68,13 +74,14 @@ class Ledger:
 
     def worker_started(self, name: str, host: str, pid: int, about: Mapping[str, Any]) -> None:
         with self.writing() as session:
-            session.merge(
-                WorkerRow(name=name, host=host, pid=pid, started_at=utc_now(), ended_at=None, about=dict(about))
-            )
+            row = WorkerRow(name=name, host=host, pid=pid, started_at=utc_now(), ended_at=None, about=dict(about))
+            row.revision = _next_revision(session)
+            session.merge(row)
 
     def worker_ended(self, name: str) -> None:
         with self.writing() as session:
-            session.execute(sa.update(WorkerRow).where(WorkerRow.name == name).values(ended_at=utc_now()))
+            values = {"ended_at": utc_now(), "revision": _next_revision(session)}
+            session.execute(sa.update(WorkerRow).where(WorkerRow.name == name).values(values))
 
     def tuned(self, model: str, variant: str, compute_unit: str, measured: Mapping[str, Any]) -> None:
         """Keeps the form in which a model is rendered best here; replaces what was kept of it before."""
@@ -96,10 +103,15 @@ class Ledger:
             gone: Any = session.execute(sa.delete(TuningRow).where(TuningRow.model == model))
             return bool(gone.rowcount)
 
-    def attempt_started(self, job: Job, execution_id: str, number: int, worker: str) -> None:
-        """Records the attempt, and the job if it is new here; an attempt that a crash left open becomes abandoned."""
+    def attempt_started(self, job: Job, execution_id: str, number: int, worker: str, fence: int = 0) -> None:
+        """Records the attempt, and the job if it is new here; an attempt that a crash left open becomes abandoned.
+
+        Args:
+            fence: the claim's, higher than that of any claim of this job before.
+        """
         now = utc_now()
         with self.writing() as session:
+            revision = _next_revision(session)
             session.execute(insert(BatchRow).values(id=job.batch, first_seen=now).on_conflict_do_nothing())
             row = {
                 "id": job.id,
@@ -112,26 +124,31 @@ class Ledger:
                 "job": job.model_dump(mode="json"),
                 "status": JobStatus.STARTED.value,
                 "first_seen": now,
+                "fence": fence,
+                "revision": revision,
             }
-            again = {"status": JobStatus.STARTED.value, "failure_kind": None, "failure_message": None, "ended_at": None}
+            again = {name: row.get(name) for name in ("status", "fence", "revision")}
+            again |= dict.fromkeys(("failure_kind", "failure_message", "ended_at"))
             session.execute(insert(JobRow).values(row).on_conflict_do_update(index_elements=["id"], set_=again))
             session.execute(
                 sa.update(AttemptRow)
                 .where(AttemptRow.job_id == job.id, AttemptRow.ended_at.is_(None))
-                .values(ended_at=now, outcome="abandoned")
+                .values(ended_at=now, outcome="abandoned", revision=revision)
             )
-            session.add(
-                AttemptRow(execution_id=execution_id, job_id=job.id, number=number, worker=worker, started_at=now)
-            )
+            attempt = {"execution_id": execution_id, "job_id": job.id, "number": number, "worker": worker}
+            session.add(AttemptRow(**attempt, started_at=now, revision=revision))
 
     def image_recorded(self, job_id: str, image: ImageResult, execution_id: str | None) -> None:
         """Records a picture whose file is in the store. Saying it twice changes nothing."""
         values = image.model_dump() | {"job_id": job_id, "execution_id": execution_id, "recorded_at": utc_now()}
-        statement = insert(ImageRow).values(values)
-        changed = {name: values[name] for name in ("url", "sha256", "size_bytes", "execution_id", "recorded_at")}
         with self.writing() as session:
+            values["revision"] = _next_revision(session)
+            named = ("url", "sha256", "size_bytes", "execution_id", "recorded_at", "revision")
+            changed = {name: values[name] for name in named}
             session.execute(
-                statement.on_conflict_do_update(
+                insert(ImageRow)
+                .values(values)
+                .on_conflict_do_update(
                     index_elements=["job_id", "k"],
                     set_=changed,
                     where=sa.or_(ImageRow.url != image.url, ImageRow.sha256 != image.sha256),
@@ -163,18 +180,16 @@ class Ledger:
             "failure_message": failure.message if failure else None,
         }
         with self.writing() as session:
+            revision = _next_revision(session)
             closed: Any = session.execute(
                 sa.update(AttemptRow)
                 .where(AttemptRow.execution_id == execution_id, AttemptRow.ended_at.is_(None))
-                .values(ended_at=now, outcome=outcome, **failed, **(timings or {}), **(memory or {}))
+                .values(ended_at=now, outcome=outcome, revision=revision, **failed, **(timings or {}), **(memory or {}))
             )
             if not closed.rowcount:
                 return
-            session.execute(
-                sa.update(JobRow)
-                .where(JobRow.id == job_id)
-                .values(status=status.value, ended_at=now if status.is_final else None, **failed)
-            )
+            values = {"status": status.value, "ended_at": now if status.is_final else None, "revision": revision}
+            session.execute(sa.update(JobRow).where(JobRow.id == job_id).values(values | failed))
 
     # What is asked of it.
 
@@ -222,7 +237,7 @@ class Ledger:
             by_status = session.execute(sa.select(JobRow.status, sa.func.count()).group_by(JobRow.status))
             return found | {f"jobs {status}": count for status, count in by_status}
 
-    # For whoever keeps something else in it (`memory_records`).
+    # For whoever keeps something else in it, or tells of it (`memory_records`, `outbox`).
 
     @contextmanager
     def writing(self) -> Iterator[Session]:
@@ -245,7 +260,13 @@ class Ledger:
             raise LedgerError(f"ledger {self.path}: {error.orig}. Is the disk full, or the file damaged?") from error
 
 
-def _set_pragmas(connection: Any, _: Any) -> None:
+def _next_revision(session: Session) -> int:
+    """The number of the change at hand; others see it with the change itself or not at all."""
+    counted = sa.update(LedgerAboutRow).values(revision=LedgerAboutRow.revision + 1).returning(LedgerAboutRow.revision)
+    return session.execute(counted).scalar_one()
+
+
+def _set_pragmas(connection: Any, _: Any, *, foreign_keys: str) -> None:
     cursor = connection.cursor()
     cursor.execute(f"PRAGMA busy_timeout={BUSY_TIMEOUT}")
     for tries_left in reversed(range(200)):
@@ -256,7 +277,7 @@ def _set_pragmas(connection: Any, _: Any) -> None:
             if not tries_left:
                 raise
             time.sleep(0.02)
-    for pragma in ("foreign_keys=ON", "synchronous=NORMAL"):
+    for pragma in (f"foreign_keys={foreign_keys}", "synchronous=NORMAL"):
         cursor.execute(f"PRAGMA {pragma}")
     cursor.close()
     # pysqlite's own transaction handling would begin late and deferred; `_begin_immediate` does it instead.

@@ -67,11 +67,12 @@ def _end_as_canceled(connection: redis.Redis, pipe: redis.client.Pipeline, job: 
     except InvalidSpecError:
         batch = "unknown"
     result = JobResult(job_id=job.id, batch=batch, status=JobStatus.CANCELED)
+    kept = {names.FENCE: job.meta[names.FENCE]} if names.FENCE in job.meta else {}
     pipe.hset(
         job.key,
         mapping={
             "status": "canceled",
-            "meta": JSONSerializer.dumps({"result": result.model_dump(mode="json")}),
+            "meta": JSONSerializer.dumps(kept | {"result": result.model_dump(mode="json")}),
         },
     )
     pipe.expire(job.key, names.RESULT_TTL)

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any
 
 import redis
 from rq import Queue, Retry
@@ -114,7 +115,7 @@ def _enqueue_chunk(
                 move.write(pipe)
             for job, state in stale:
                 _forget(connection, pipe, job, state)
-            _push(connection, pipe, fresh, queues)
+            _push(connection, pipe, fresh, queues, now_fence(connection))
             if listing is not None:
                 _list(pipe, chunk, listing, tally)
             _announce(pipe, fresh)
@@ -163,8 +164,19 @@ def _announce(pipe: redis.client.Pipeline, jobs: Sequence[Job]) -> None:
         pipe.xadd(names.EVENTS, {"event": event.model_dump_json()}, maxlen=names.EVENTS_LENGTH, approximate=True)
 
 
+def now_fence(connection: redis.Redis) -> int:
+    """The fence of what is queued now (`names.FENCE`): the server's clock, as for workers' claims."""
+    answer: Any = connection.time()
+    seconds, microseconds = answer
+    return int(seconds) * 1_000_000 + int(microseconds)
+
+
 def _push(
-    connection: redis.Redis, pipe: redis.client.Pipeline, jobs: Sequence[Job], queues: dict[tuple[str, str], Queue]
+    connection: redis.Redis,
+    pipe: redis.client.Pipeline,
+    jobs: Sequence[Job],
+    queues: dict[tuple[str, str], Queue],
+    fence: int,
 ) -> None:
     by_queue: dict[tuple[str, str], list[Job]] = {}
     for job in jobs:
@@ -173,10 +185,10 @@ def _push(
         queue = queues.get(key)
         if queue is None:
             queue = queues[key] = Queue(names.queue(*key), connection=connection, serializer=JSONSerializer)
-        queue.enqueue_many([_data(job) for job in members], pipeline=pipe)
+        queue.enqueue_many([_data(job, fence) for job in members], pipeline=pipe)
 
 
-def _data(job: Job) -> object:
+def _data(job: Job, fence: int) -> object:
     return Queue.prepare_data(
         names.RENDER_FUNCTION,
         args=(job.to_json(),),
@@ -186,6 +198,7 @@ def _data(job: Job) -> object:
         # The supervisor keeps the deadline. RQ's own is a backstop that must never come first.
         timeout=-1,
         result_ttl=names.RESULT_TTL,
+        meta={names.FENCE: fence},
         # Only for RQ's own clean-up of abandoned jobs, which any `rq` command may trigger.
         retry=Retry(max=job.max_attempts),
     )

@@ -55,3 +55,18 @@ WORKERS = "renderkiln:workers"
 
 #: Field of a job's hash that asks its worker to stop it.
 CANCEL_FIELD = "renderkiln_cancel"
+
+#: Number in a job's meta that grows with each queueing and each claim of it; see `records`.
+FENCE = "fence"
+
+#: Stream in which workers' ledgers tell the hub what changed (`records.Shipment`, in the field `shipment`). It is there
+#: from the hub's first start on; until then nothing is kept. What the hub has taken over is cut off.
+RECORDS = "renderkiln:records"
+#: The consumer group in which the hub reads it.
+RECORDS_GROUP = "hub"
+#: Random text, another one whenever the stream was made anew.
+RECORDS_EPOCH = "renderkiln:records:epoch"
+#: Hash: up to which revision the hub has taken over each ledger.
+RECORDS_READ = "renderkiln:records:read"
+#: Name of the hub that is up; expires.
+HUB = "renderkiln:hub"

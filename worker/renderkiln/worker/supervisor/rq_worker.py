@@ -43,7 +43,7 @@ from .outage import Backoff, is_outage, ride_out
 from .outcomes import Beat, Outcome
 from .rescue import rescue
 from .signals import Signals
-from .taking import claim, counter, take
+from .taking import claim, counter, next_fence, take
 
 log = logging.getLogger("renderkiln.supervisor")
 # RQ tells of every registry that it looks at, every few seconds; its warnings are worth hearing.
@@ -61,6 +61,8 @@ class Current:
     job: Job
     number: int
     execution: Execution
+    #: See `names.FENCE`.
+    fence: int
 
 
 class RenderWorker(SimpleWorker):  # type: ignore[misc]  # RQ is untyped to us
@@ -278,6 +280,7 @@ class RenderWorker(SimpleWorker):  # type: ignore[misc]  # RQ is untyped to us
         """Starts a job that was taken; None where it is somebody else's by now, or Redis is away and we must stop."""
         number = counter(rq_job, "attempts") + 1
         rq_job.meta["attempts"] = number
+        fence = counter(rq_job, names.FENCE)
         claimed: list[Execution] = []
 
         def add(pipe: Any) -> None:
@@ -298,6 +301,7 @@ class RenderWorker(SimpleWorker):  # type: ignore[misc]  # RQ is untyped to us
             publish(pipe, started)
 
         def try_once() -> None:
+            rq_job.meta[names.FENCE] = next_fence(self.connection, fence)
             before = self.execution
             if before is not None and self._holds(rq_job, before):  # done, and only the answer was lost
                 claimed.append(before)
@@ -309,7 +313,7 @@ class RenderWorker(SimpleWorker):  # type: ignore[misc]  # RQ is untyped to us
         if not claimed:
             return None
         self._next_heartbeat = time.monotonic() + self._lease / 3
-        return Current(rq_job, job, number, claimed[0])
+        return Current(rq_job, job, number, claimed[0], rq_job.meta[names.FENCE])
 
     def _holds(self, rq_job: RqJob, execution: Execution) -> bool:
         """Whether a job is in the hands of this execution, which means: nobody has rescued it."""

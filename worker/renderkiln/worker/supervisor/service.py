@@ -49,6 +49,7 @@ from .memory.leaks import Holding, LeakWatch
 from .memory.rules import MemoryRules, thresholds
 from .news import News
 from .outcomes import Outcome
+from .publisher import Publisher
 from .rq_worker import Current, RenderWorker
 from .signals import Signals
 
@@ -130,6 +131,7 @@ class _Service:
             on_view=on_view,
             probe=probe,
         )
+        self._publisher = Publisher(self._redis, self._folder.ledger)
         self._leaks = LeakWatch()
         # What is resident needs no look ahead.
         self._ahead = LookAhead(self._redis, 0 if settings.memory == "resident" else settings.look_ahead)
@@ -175,6 +177,7 @@ class _Service:
             self._name, socket.gethostname(), os.getpid(), {"engine": self._engine, "models": list(self._models)}
         )
         self._keeper.start()
+        self._publisher.start()
         try:
             with contextlib.suppress(redis.RedisError):
                 self._announce("starting")
@@ -187,6 +190,7 @@ class _Service:
                 self._redis.delete(names.worker(self._name))
                 self._redis.zrem(names.WORKERS, self._name)
             self._ledger.worker_ended(self._name)
+            self._publisher.stop()
             self._ledger.close()
             self._signals.close()
 
@@ -250,7 +254,14 @@ class _Service:
             pipe.execute()
 
     def _attempt(self, current: Current) -> Outcome:
-        begin = partial(self._ledger.attempt_started, current.job, current.execution.id, current.number, self._name)
+        begin = partial(
+            self._ledger.attempt_started,
+            current.job,
+            current.execution.id,
+            current.number,
+            self._name,
+            current.fence,
+        )
         self._keeper.take_peak()
         outcome = run_attempt(current.job, current.execution.id, self._around, begin)
         self._after(current.job.spec.model, outcome)
@@ -304,6 +315,7 @@ class _Service:
             )
         except LedgerError as error:
             log.error("the end of job %s could not be recorded: %s", current.job.id, error)
+        self._publisher.wake()
 
     def _inputs(self, job: Job) -> Mapping[str, bytes]:
         found = {}
