@@ -86,6 +86,9 @@ class Told:
             if (shipment := read_changes(ledger, sent[who])) is not None:
                 sent[who] = shipment.upto
                 yield parse_shipment(shipment.model_dump_json())
+        for ledger, after in zip(self.workers, sent, strict=True):
+            if (shipment := read_changes(ledger, after)) is not None:
+                yield parse_shipment(shipment.model_dump_json())
 
     def close(self) -> None:
         for ledger in (*self.workers, *self.hubs):
@@ -134,7 +137,7 @@ def test_what_comes_after_a_gap_is_taken_over_and_asked_for_again(
     source = parts[0].ledger
     assert len(parts) == 3
     assert project(hub, [parts[2], parts[0]]) == {source: parts[0].upto}
-    assert hub.counts()["jobs"] == 3 - len({JOBS[1].id} - {row["id"] for row in rows(hub)["jobs"]})
+    assert {row["id"] for row in rows(hub)["jobs"]} == {JOBS[0].id, JOBS[2].id}
     assert project(hub, [parts[2]]) == {source: parts[0].upto}, "the gap is still there"
     assert project(hub, parts) == {source: parts[2].upto}
     assert [hub.result(job.id) for job in JOBS] == [ledger.result(job.id) for job in JOBS]

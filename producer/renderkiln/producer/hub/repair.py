@@ -210,10 +210,8 @@ def _listings(ledger: Ledger, job_ids: Sequence[str]) -> dict[str, list[tuple[st
         for part in _parts(job_ids):
             batches.update(session.scalars(sa.select(JobRow.batch_id).where(JobRow.id.in_(part)).distinct()))
         for batch in sorted(batches):
-            columns = (JobRow.id, JobRow.index, JobRow.num_images)
-            listings[batch] = [
-                row.tuple() for row in session.execute(sa.select(*columns).where(JobRow.batch_id == batch))
-            ]
+            rows = session.scalars(sa.select(JobRow).where(JobRow.batch_id == batch))
+            listings[batch] = [(row.id, row.index, row.num_images) for row in rows]
     return listings
 
 

@@ -70,8 +70,8 @@ class Residency:
     """Loads stages on first use, and keeps what its rule has room for.
 
     Args:
-        hand_back: called after stages were loaded or dropped, to give the system what was freed: what reading files took
-            in passing would else be held beside the stage at work.
+        hand_back: called after stages were loaded or dropped, to give the system what was freed: what reading files
+            took in passing would else be held beside the stage at work.
         clock: seconds, monotonic.
         meter: measures this process.
     """
