@@ -277,7 +277,8 @@ def _set_pragmas(connection: Any, _: Any, *, foreign_keys: str) -> None:
             if not tries_left:
                 raise
             time.sleep(0.02)
-    for pragma in (f"foreign_keys={foreign_keys}", "synchronous=NORMAL"):
+    # What Redis and the hub are told must outlive a power cut here, and NORMAL could lose the last transactions.
+    for pragma in (f"foreign_keys={foreign_keys}", "synchronous=FULL"):
         cursor.execute(f"PRAGMA {pragma}")
     cursor.close()
     # pysqlite's own transaction handling would begin late and deferred; `_begin_immediate` does it instead.
