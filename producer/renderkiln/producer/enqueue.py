@@ -77,8 +77,9 @@ def relist(connection: redis.Redis, listings: Mapping[str, Sequence[tuple[str, i
         with connection.pipeline() as pipe:
             pipe.zadd(names.batch_jobs(batch), {job_id: index for job_id, index, _ in jobs})
             pipe.zadd(names.BATCHES, {batch: now}, nx=True)
-            counts = {"num_jobs": len(jobs), "num_images": sum(num_images for *_, num_images in jobs)}
-            pipe.hset(names.batch(batch), mapping={"name": batch, "created_at": repr(now), **counts})
+            pipe.hset(names.batch(batch), mapping={"name": batch, "created_at": repr(now)})
+            num_images = sum(count for *_, count in jobs)
+            pipe.hset(names.batch(batch), mapping={"num_jobs": len(jobs), "num_images": num_images})
             for key in (names.batch(batch), names.batch_jobs(batch)):
                 pipe.expire(key, names.BATCH_TTL)
             pipe.execute()

@@ -60,7 +60,8 @@ def put_back(connection: redis.Redis, job_id: str) -> bool:
     key = RqJob.key_for(job_id)
     with connection.pipeline() as pipe:
         pipe.watch(key)
-        status, origin = (_text(each or b"") for each in pipe.hmget(key, "status", "origin"))
+        found: Any = pipe.hmget(key, "status", "origin")
+        status, origin = (_text(each or b"") for each in found)
         if not origin.startswith(_OURS) or status not in (*_WAITING, RqStatus.STARTED.value):
             return False
         queue = Queue(origin, connection=connection, serializer=JSONSerializer)
