@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 
 import redis
@@ -21,13 +21,16 @@ from renderkiln.schema.jobs import Job, JobResult, JobStatus
 from renderkiln.schema.payload import read_payload
 
 from .enqueue import CHUNK
-from .results import read_states
+from .results import JobState, read_states
 
 _MAY_GO_AGAIN = (JobStatus.FAILED, JobStatus.CANCELED)
 
 
 def cancel(connection: redis.Redis, job_ids: Iterable[str]) -> int:
     """Cancels jobs; how many were open. One that runs stops at its next step, and ends as canceled.
+
+    One whose worker has begun to write down how it ended is no longer open, and ends as it did: of the two, whichever
+    is first in Redis holds (see `hear_cancel` of the supervisor).
 
     The jobs are WATCHed, a piece of them at a time: what a worker takes or ends just now is looked at again.
     """
@@ -40,6 +43,8 @@ def _cancel_piece(connection: redis.Redis, job_ids: Sequence[str]) -> int:
             pipe.watch(*(RqJob.key_for(job_id) for job_id in job_ids))
             states = zip(job_ids, read_states(connection, job_ids), strict=True)
             still_open = {job_id: state for job_id, state in states if state is not None and not state.status.is_final}
+            for job_id in _ending(connection, still_open):
+                del still_open[job_id]
             waiting = [job_id for job_id, state in still_open.items() if state.status is JobStatus.QUEUED]
             found = RqJob.fetch_many(waiting, connection=connection, serializer=JSONSerializer) if waiting else []
             pipe.multi()
@@ -57,6 +62,15 @@ def _cancel_piece(connection: redis.Redis, job_ids: Sequence[str]) -> int:
             with contextlib.suppress(InvalidJobOperation, NoSuchJobError):
                 send_stop_job_command(connection, job_id, serializer=JSONSerializer)
         return len(still_open)
+
+
+def _ending(connection: redis.Redis, states: Mapping[str, JobState]) -> list[str]:
+    """Those of these jobs whose end is being written."""
+    running = [job_id for job_id, state in states.items() if state.status is JobStatus.STARTED]
+    with connection.pipeline(transaction=False) as pipe:
+        for job_id in running:
+            pipe.hexists(RqJob.key_for(job_id), names.ENDING_FIELD)
+        return [job_id for job_id, is_ending in zip(running, pipe.execute(), strict=True) if is_ending]
 
 
 def _end_as_canceled(connection: redis.Redis, pipe: redis.client.Pipeline, job: RqJob) -> None:

@@ -55,6 +55,8 @@ WORKERS = "renderkiln:workers"
 
 #: Field of a job's hash that asks its worker to stop it.
 CANCEL_FIELD = "renderkiln_cancel"
+#: Field of the same: its worker is writing down how it ended, and a cancel comes too late.
+ENDING_FIELD = "renderkiln_ending"
 
 #: Number in a job's meta that grows with each queueing and each claim of it; see `records`.
 FENCE = "fence"
