@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import islice
+from itertools import chain, islice
+from typing import Any
 
 import redis
+from rq import Queue
 from rq.command import send_stop_job_command
 from rq.exceptions import InvalidJobOperation, NoSuchJobError
 from rq.job import Job as RqJob
@@ -35,6 +37,32 @@ def cancel(connection: redis.Redis, job_ids: Iterable[str]) -> int:
     The jobs are WATCHed, a piece of them at a time: what a worker takes or ends just now is looked at again.
     """
     return sum(_cancel_piece(connection, piece) for piece in _pieces(job_ids))
+
+
+def cancel_all(connection: redis.Redis) -> int:
+    """Cancels all that waits or runs, of whichever batch; how many jobs that were."""
+    total, seen = 0, set[str]()
+    # Once more, until there is nothing new: a job may go back to its queue just after that was read.
+    while fresh := [job_id for job_id in _open_jobs(connection) if job_id not in seen]:
+        seen.update(fresh)
+        total += cancel(connection, fresh)
+    return total
+
+
+def _open_jobs(connection: redis.Redis) -> list[str]:
+    """The ids of the jobs that wait or run, each once. In the order in which a job goes, so that none slips by."""
+    found: dict[str, None] = {}
+    for queue in Queue.all(connection=connection, serializer=JSONSerializer):
+        if not queue.name.startswith(names.QUEUES):
+            continue
+        lists: list[Any] = [connection.lrange(key, 0, -1) for key in (queue.key, queue.intermediate_queue_key)]
+        sets: list[Any] = [
+            connection.zrange(registry.key, 0, -1)
+            for registry in (queue.scheduled_job_registry, queue.started_job_registry)
+        ]
+        for raw in chain(*lists, *sets):
+            found[raw.decode(errors="replace").partition(":")[0]] = None
+    return list(found)
 
 
 def _cancel_piece(connection: redis.Redis, job_ids: Sequence[str]) -> int:

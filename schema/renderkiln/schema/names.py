@@ -24,9 +24,13 @@ BATCH_TTL = 90 * 86400
 BLOB_TTL = 30 * 86400
 
 
+#: What the name of each of our queues begins with.
+QUEUES = "renderkiln:"
+
+
 def queue(priority: str, model: str) -> str:
     """The queue of one priority and one model."""
-    return f"renderkiln:{priority}:{model}"
+    return f"{QUEUES}{priority}:{model}"
 
 
 def batch(batch_id: str) -> str:

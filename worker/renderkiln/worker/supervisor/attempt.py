@@ -184,8 +184,9 @@ class _Attempt:
             StoreError: they do not.
         """
         places, left = self._around.places, len(waiting)
+        is_away = places.away.seconds(self._vigil.store_url) is not None
         # After rendering, patience was had already: the next job is worth more than another look.
-        patience = 0.0 if self._has_rendered else min(places.patience, RECHECK)
+        patience = 0.0 if self._has_rendered and is_away else min(places.patience, RECHECK)
         until = time.monotonic() + patience
         self._vigil.stage = Stage.BEFORE
         self._around.urge()
