@@ -77,6 +77,11 @@ class DataFolder:
         return self.root / "embeddings"
 
     @property
+    def spool(self) -> Path:
+        """Pictures whose store is away."""
+        return self.root / "spool"
+
+    @property
     def logs(self) -> Path:
         return self.root / "logs"
 

@@ -31,6 +31,8 @@ from renderkiln.schema.tables import AttemptRow, BatchRow, ImageRow, JobRow, Tun
 
 from . import ledger_changes as changes
 
+from .room import is_full
+
 #: Milliseconds to wait for another process's write before giving up.
 BUSY_TIMEOUT = 30_000
 
@@ -71,6 +73,16 @@ class Ledger:
 
     def close(self) -> None:
         self._engine.dispose()
+
+    def wait_at_most(self, seconds: float) -> None:
+        """How long a call waits for another process's write: less for who has heartbeats to send meanwhile."""
+        with self.reading() as session:
+            session.connection().exec_driver_sql(f"PRAGMA busy_timeout={int(seconds * 1000)}")
+
+    def check(self) -> None:
+        """Writes something that changes nothing. Raises LedgerError where that does not work."""
+        with self.writing() as session:
+            session.execute(sa.update(LedgerAboutRow).values(revision=LedgerAboutRow.revision))
 
     # What workers tell it.
 
@@ -251,7 +263,12 @@ class Ledger:
         try:
             yield
         except DatabaseError as error:
-            raise LedgerError(f"ledger {self.path}: {error.orig}. Is the disk full, or the file damaged?") from error
+            raise self._explained(error) from error
+
+    def _explained(self, error: DatabaseError) -> LedgerError:
+        if is_full(error.orig, self.path.parent):
+            return LedgerError(f"ledger {self.path}: its disk is full; make room ({error.orig}).", is_full=True)
+        return LedgerError(f"ledger {self.path}: {error.orig}. Is the disk read-only, or the file damaged?")
 
 
 def _set_pragmas(connection: Any, _: Any, *, foreign_keys: str) -> None:

@@ -24,9 +24,13 @@ BATCH_TTL = 90 * 86400
 BLOB_TTL = 30 * 86400
 
 
+#: What the name of each of our queues begins with.
+QUEUES = "renderkiln:"
+
+
 def queue(priority: str, model: str) -> str:
     """The queue of one priority and one model."""
-    return f"renderkiln:{priority}:{model}"
+    return f"{QUEUES}{priority}:{model}"
 
 
 def batch(batch_id: str) -> str:
@@ -55,6 +59,8 @@ WORKERS = "renderkiln:workers"
 
 #: Field of a job's hash that asks its worker to stop it.
 CANCEL_FIELD = "renderkiln_cancel"
+#: Field of the same: its worker is writing down how it ended, and a cancel comes too late.
+ENDING_FIELD = "renderkiln_ending"
 
 #: Number in a job's meta that grows with each queueing and each claim of it; see `records`.
 FENCE = "fence"

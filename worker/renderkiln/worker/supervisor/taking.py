@@ -94,6 +94,15 @@ def claim(connection: Any, rq_job: RqJob, queue: Queue, add: Callable[[Any], Non
     return waits
 
 
+def put_back(connection: Any, rq_job: RqJob, queue: Queue) -> None:
+    """Puts a job that was taken, and not claimed, back to the front of its queue."""
+    with connection.pipeline() as pipe:
+        pipe.lrem(queue.intermediate_queue_key, 1, rq_job.id)
+        pipe.delete(queue.intermediate_queue.get_first_seen_key(rq_job.id))
+        pipe.lpush(queue.key, rq_job.id)
+        pipe.execute()
+
+
 def rescue_intermediate(connection: Any, queue: Queue, patience: float) -> int:
     """Puts back jobs that were taken and never claimed; how many.
 
