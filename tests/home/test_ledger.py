@@ -173,7 +173,7 @@ def test_write_ahead_log_foreign_keys_and_busy_timeout_are_really_on(ledger: Led
             name: connection.exec_driver_sql(f"PRAGMA {name}").scalar()
             for name in ("journal_mode", "foreign_keys", "busy_timeout", "synchronous")
         }
-    assert found == {"journal_mode": "wal", "foreign_keys": 1, "busy_timeout": BUSY_TIMEOUT, "synchronous": 1}
+    assert found == {"journal_mode": "wal", "foreign_keys": 1, "busy_timeout": BUSY_TIMEOUT, "synchronous": 2}
 
 
 def test_a_row_that_names_an_unknown_worker_is_refused(ledger: Ledger) -> None:

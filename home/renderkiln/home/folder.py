@@ -55,6 +55,11 @@ class DataFolder:
         return self.root / "ledger.db"
 
     @property
+    def hub_ledger(self) -> Path:
+        """What the hub of a fleet knows, where this machine runs it."""
+        return self.root / "hub.db"
+
+    @property
     def models(self) -> Path:
         return self.root / "models"
 

@@ -27,7 +27,9 @@ from sqlalchemy.orm import Session
 
 from renderkiln.schema.errors import LedgerError
 from renderkiln.schema.jobs import Failure, ImageResult, Job, JobResult, JobStatus
-from renderkiln.schema.tables import AttemptRow, BatchRow, ImageRow, JobRow, LedgerAboutRow, TuningRow, WorkerRow
+from renderkiln.schema.tables import AttemptRow, BatchRow, ImageRow, JobRow, TuningRow, WorkerRow
+
+from . import ledger_changes as changes
 
 from .room import is_full
 
@@ -85,15 +87,16 @@ class Ledger:
     # What workers tell it.
 
     def worker_started(self, name: str, host: str, pid: int, about: Mapping[str, Any]) -> None:
-        with self.writing() as session:
-            row = WorkerRow(name=name, host=host, pid=pid, started_at=utc_now(), ended_at=None, about=dict(about))
-            row.revision = _next_revision(session)
-            session.merge(row)
+        with self._change() as (connection, revision):
+            row = {"name": name, "host": host, "pid": pid, "about": dict(about)}
+            row |= {"started_at": utc_now(), "ended_at": None, "revision": revision}
+            connection.execute(changes.WORKER_STARTED, row)
 
     def worker_ended(self, name: str) -> None:
-        with self.writing() as session:
-            values = {"ended_at": utc_now(), "revision": _next_revision(session)}
-            session.execute(sa.update(WorkerRow).where(WorkerRow.name == name).values(values))
+        with self._change() as (connection, revision):
+            connection.execute(
+                changes.WORKER_ENDED, {"of_name": name, "new_ended_at": utc_now(), "new_revision": revision}
+            )
 
     def tuned(self, model: str, variant: str, compute_unit: str, measured: Mapping[str, Any]) -> None:
         """Keeps the form in which a model is rendered best here; replaces what was kept of it before."""
@@ -122,50 +125,32 @@ class Ledger:
             fence: the claim's, higher than that of any claim of this job before.
         """
         now = utc_now()
-        with self.writing() as session:
-            revision = _next_revision(session)
-            session.execute(insert(BatchRow).values(id=job.batch, first_seen=now).on_conflict_do_nothing())
-            row = {
-                "id": job.id,
-                "batch_id": job.batch,
-                "index": job.index,
-                "spec_digest": job.spec.digest,
-                "model": job.spec.model,
-                "prompt": job.spec.prompt,
-                "num_images": job.num_images,
-                "job": job.model_dump(mode="json"),
-                "status": JobStatus.STARTED.value,
-                "first_seen": now,
-                "fence": fence,
-                "revision": revision,
-            }
-            again = {name: row.get(name) for name in ("status", "fence", "revision")}
-            again |= dict.fromkeys(("failure_kind", "failure_message", "ended_at"))
-            session.execute(insert(JobRow).values(row).on_conflict_do_update(index_elements=["id"], set_=again))
-            session.execute(
-                sa.update(AttemptRow)
-                .where(AttemptRow.job_id == job.id, AttemptRow.ended_at.is_(None))
-                .values(ended_at=now, outcome="abandoned", revision=revision)
-            )
-            attempt = {"execution_id": execution_id, "job_id": job.id, "number": number, "worker": worker}
-            session.add(AttemptRow(**attempt, started_at=now, revision=revision))
+        row = {
+            "id": job.id,
+            "batch_id": job.batch,
+            "index": job.index,
+            "spec_digest": job.spec.digest,
+            "model": job.spec.model,
+            "prompt": job.spec.prompt,
+            "num_images": job.num_images,
+            "job": job.model_dump(mode="json"),
+            "status": JobStatus.STARTED.value,
+            "first_seen": now,
+            "fence": fence,
+            **dict.fromkeys(("failure_kind", "failure_message", "ended_at")),
+        }
+        attempt = {"execution_id": execution_id, "job_id": job.id, "number": number, "worker": worker}
+        with self._change() as (connection, revision):
+            connection.execute(changes.BATCH_SEEN, {"id": job.batch, "first_seen": now})
+            connection.execute(changes.JOB_STARTED, row | {"revision": revision})
+            connection.execute(changes.ABANDONED, {"of_job": job.id, "new_ended_at": now, "new_revision": revision})
+            connection.execute(changes.ATTEMPT_STARTED, attempt | {"started_at": now, "revision": revision})
 
     def image_recorded(self, job_id: str, image: ImageResult, execution_id: str | None) -> None:
         """Records a picture whose file is in the store. Saying it twice changes nothing."""
-        values = image.model_dump() | {"job_id": job_id, "execution_id": execution_id, "recorded_at": utc_now()}
-        with self.writing() as session:
-            values["revision"] = _next_revision(session)
-            named = ("url", "sha256", "size_bytes", "execution_id", "recorded_at", "revision")
-            changed = {name: values[name] for name in named}
-            session.execute(
-                insert(ImageRow)
-                .values(values)
-                .on_conflict_do_update(
-                    index_elements=["job_id", "k"],
-                    set_=changed,
-                    where=sa.or_(ImageRow.url != image.url, ImageRow.sha256 != image.sha256),
-                )
-            )
+        row = image.model_dump() | {"job_id": job_id, "execution_id": execution_id, "recorded_at": utc_now()}
+        with self._change() as (connection, revision):
+            connection.execute(changes.IMAGE_RECORDED, row | {"revision": revision})
 
     def attempt_ended(
         self,
@@ -191,17 +176,16 @@ class Ledger:
             "failure_kind": failure.kind if failure else None,
             "failure_message": failure.message if failure else None,
         }
-        with self.writing() as session:
-            revision = _next_revision(session)
-            closed: Any = session.execute(
-                sa.update(AttemptRow)
-                .where(AttemptRow.execution_id == execution_id, AttemptRow.ended_at.is_(None))
-                .values(ended_at=now, outcome=outcome, revision=revision, **failed, **(timings or {}), **(memory or {}))
+        with self._change() as (connection, revision):
+            ended = changes.end_of_attempt(
+                ended_at=now, outcome=outcome, revision=revision, **failed, **(timings or {}), **(memory or {})
             )
+            closed = connection.execute(changes.ATTEMPT_ENDED, ended | {"of_execution": execution_id})
             if not closed.rowcount:
                 return
             values = {"status": status.value, "ended_at": now if status.is_final else None, "revision": revision}
-            session.execute(sa.update(JobRow).where(JobRow.id == job_id).values(values | failed))
+            job = {f"new_{name}": value for name, value in (values | failed).items()}
+            connection.execute(changes.JOB_ENDED, job | {"of_job": job_id})
 
     # What is asked of it.
 
@@ -265,9 +249,19 @@ class Ledger:
 
     @contextmanager
     def _bound_to(self, engine: sa.Engine) -> Iterator[Session]:
+        with self._explained(), Session(engine, expire_on_commit=False) as session:
+            yield session
+
+    @contextmanager
+    def _change(self) -> Iterator[tuple[sa.Connection, int]]:
+        """One transaction, and its number; others see both or neither."""
+        with self._explained(), self._engine.begin() as connection:
+            yield connection, connection.execute(changes.COUNT).scalar_one()
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
         try:
-            with Session(engine, expire_on_commit=False) as session:
-                yield session
+            yield
         except DatabaseError as error:
             raise self._explained(error) from error
 
@@ -275,12 +269,6 @@ class Ledger:
         if is_full(error.orig, self.path.parent):
             return LedgerError(f"ledger {self.path}: its disk is full; make room ({error.orig}).", is_full=True)
         return LedgerError(f"ledger {self.path}: {error.orig}. Is the disk read-only, or the file damaged?")
-
-
-def _next_revision(session: Session) -> int:
-    """The number of the change at hand; others see it with the change itself or not at all."""
-    counted = sa.update(LedgerAboutRow).values(revision=LedgerAboutRow.revision + 1).returning(LedgerAboutRow.revision)
-    return session.execute(counted).scalar_one()
 
 
 def _set_pragmas(connection: Any, _: Any, *, foreign_keys: str) -> None:
@@ -294,7 +282,8 @@ def _set_pragmas(connection: Any, _: Any, *, foreign_keys: str) -> None:
             if not tries_left:
                 raise
             time.sleep(0.02)
-    for pragma in (f"foreign_keys={foreign_keys}", "synchronous=NORMAL"):
+    # What Redis and the hub are told must outlive a power cut here, and NORMAL could lose the last transactions.
+    for pragma in (f"foreign_keys={foreign_keys}", "synchronous=FULL"):
         cursor.execute(f"PRAGMA {pragma}")
     cursor.close()
     # pysqlite's own transaction handling would begin late and deferred; `_begin_immediate` does it instead.

@@ -89,6 +89,11 @@ def position_of(session: Session, source: str) -> str | None:
     return None if row is None else row.position
 
 
+def positions(session: Session) -> list[tuple[str, str]]:
+    """All sources, with how far each has been read."""
+    return [(row.source, row.position) for row in session.scalars(sa.select(ProjectionRow))]
+
+
 def set_position(session: Session, source: str, position: str) -> None:
     session.merge(ProjectionRow(source=source, position=position))
 

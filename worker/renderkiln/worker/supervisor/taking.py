@@ -69,7 +69,7 @@ def next_fence(connection: Any, before: int) -> int:
 
     The clock decides where the number before is lost, as when a job is queued anew after Redis was emptied.
     """
-    seconds, microseconds = connection.time()
+    seconds, microseconds = (int(part) for part in connection.time())
     return max(before + 1, seconds * 1_000_000 + microseconds)
 
 
