@@ -27,7 +27,7 @@ from sqlalchemy.orm import Session
 
 from renderkiln.schema.errors import LedgerError
 from renderkiln.schema.jobs import Failure, ImageResult, Job, JobResult, JobStatus
-from renderkiln.schema.tables import AttemptRow, BatchRow, ImageRow, JobRow, TuningRow, WorkerRow
+from renderkiln.schema.tables import AttemptRow, BatchRow, ImageRow, JobRow, LedgerAboutRow, TuningRow, WorkerRow
 
 from . import ledger_changes as changes
 
@@ -249,17 +249,17 @@ class Ledger:
 
     @contextmanager
     def _bound_to(self, engine: sa.Engine) -> Iterator[Session]:
-        with self._explained(), Session(engine, expire_on_commit=False) as session:
+        with self._explaining(), Session(engine, expire_on_commit=False) as session:
             yield session
 
     @contextmanager
     def _change(self) -> Iterator[tuple[sa.Connection, int]]:
         """One transaction, and its number; others see both or neither."""
-        with self._explained(), self._engine.begin() as connection:
+        with self._explaining(), self._engine.begin() as connection:
             yield connection, connection.execute(changes.COUNT).scalar_one()
 
     @contextmanager
-    def _explained(self) -> Iterator[None]:
+    def _explaining(self) -> Iterator[None]:
         try:
             yield
         except DatabaseError as error:
