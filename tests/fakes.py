@@ -129,18 +129,8 @@ class FakeWorker:
 
 def announce_worker(connection: redis.Redis, *models: str, name: str = "mini-1", **more: Any) -> WorkerInfo:
     """Puts up the sign that a live worker keeps up."""
-    info = WorkerInfo(
-        name=name,
-        host="mini",
-        pid=1,
-        models=models,
-        engine="torch",
-        device="mps",
-        store="/renders",
-        state="idle",
-        started_at=time.time(),
-        **more,
-    )
+    about = {"host": "mini", "pid": 1, "engine": "torch", "device": "mps", "store": "/renders", "state": "idle"}
+    info = WorkerInfo(**{"name": name, "models": models, "started_at": time.time(), **about, **more})
     connection.set(names.worker(name), info.model_dump_json(), ex=60)
     connection.zadd(names.WORKERS, {name: time.time()})
     return info

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -16,8 +18,8 @@ from renderkiln.home.pictures.encode import encode
 from renderkiln.home.pictures.metadata import describe
 from renderkiln.home.server import EmbeddedServer
 from renderkiln.home.settings import Settings
-from renderkiln.schema import Job, RenderSpec, parse_job, parse_spec
-from renderkiln.schema.jobs import BatchId
+from renderkiln.schema import Job, RenderSpec, names, parse_job, parse_spec
+from renderkiln.schema.jobs import BatchId, JobStatus
 
 from .conftest import Run
 
@@ -144,6 +146,40 @@ def test_cancel_and_retry(run: Run, worker: FakeWorker) -> None:
     assert run("retry", batch).out == "2 jobs queued again\n"
     assert worker.finish_all() == 2
     assert run("retry", batch, "--json").json == {"queued": 0}
+
+
+def test_cancel_all(run: Run, worker: FakeWorker, monkeypatch: pytest.MonkeyPatch) -> None:
+    batches = [run("submit", prompt, "a dog", "--json").json["batch"] for prompt in ("a cat", "a bird")]
+    running = worker.take()
+    assert running is not None
+    started = f"rq:wip:{names.queue(running.priority, running.spec.model)}"
+    worker.connection.zadd(started, {f"{running.id}:e1": time.time() + 30})
+    for refused in (run("cancel"), run("cancel", "--all", batches[0]), run("cancel", "--all")):
+        assert refused.code == 2
+    assert "give --yes" in refused.err
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True)
+    monkeypatch.setattr("sys.stdin.readline", lambda: "n\n")
+    assert run("cancel", "--all").code == 1
+    assert worker.connection.hget(f"rq:job:{running.id}", names.CANCEL_FIELD) is None
+    assert run("cancel", "--all", "--yes", "--json").json == {"canceled": 3}, "the dogs are one job"
+    assert worker.connection.hget(f"rq:job:{running.id}", names.CANCEL_FIELD) == b"1"
+    assert worker.take() is None
+    worker.end(running, JobStatus.CANCELED)
+    assert run("cancel", "--all", "-y").out == "0 open jobs canceled\n"
+    assert sum(run("status", batch, "--json").json["canceled"] for batch in batches) == 4
+
+
+def test_status_and_watch_say_what_is_in_a_workers_way(run: Run, worker: FakeWorker) -> None:
+    reason = "the disk of the store (/renders) has 12 MB free, and 200 MB are needed"
+    announce_worker(worker.connection, "shapes", state="paused", reason=reason)
+    assert reason in run("status").out
+    assert run("status", "--json").json["workers"][0]["reason"] == reason
+    batch = run("submit", "a cat", "--json").json["batch"]
+    finishing = threading.Timer(0.3, worker.finish_all)
+    finishing.start()
+    said = run("watch", batch)
+    finishing.join()
+    assert f"worker mini-1: {reason}" in said.out
 
 
 def test_watch_ends_with_the_batch_and_says_what_failed(run: Run, worker: FakeWorker) -> None:

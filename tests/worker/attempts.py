@@ -102,10 +102,8 @@ class AttemptBench:
         self.recorded: list[ImageResult] = []
         self.attempts = 0
 
-    def attempt(self, job: Job) -> Outcome:
-        self.attempts += 1
-        execution_id = f"execution-{self.attempts}"
-        around = Surroundings(
+    def around(self) -> Surroundings:
+        return Surroundings(
             ledger=self.ledger,
             renderer=self.renderer,  # type: ignore[arg-type]
             signals=self.signals,
@@ -126,8 +124,12 @@ class AttemptBench:
             on_image=lambda job, image: self.recorded.append(image),
             heartbeat=lambda: self.beats(),
         )
+
+    def attempt(self, job: Job) -> Outcome:
+        self.attempts += 1
+        execution_id = f"execution-{self.attempts}"
         begin = lambda: self.ledger.attempt_started(job, execution_id, self.attempts, "bench", self.attempts)  # noqa: E731
-        return run_attempt(job, execution_id, around, begin)
+        return run_attempt(job, execution_id, self.around(), begin)
 
     def deliver_all(self) -> bool:
         """One round of what the thread does."""

@@ -1,9 +1,9 @@
 """Kills a process at every boundary of spooling and late delivery, and looks at what is left; run by `test_spool`.
 
 Each round forks a worker that spools two pictures and brings them to their store, and that SIGKILLs itself at its n-th
-boundary: before and after each flush, rename, removal, write to the store and row. Then a second one comes, which
-renders what is nowhere and brings the rest. Prints how many rounds there were; ends with an assertion where a picture
-was lost, doubled, or had a row and no file.
+boundary: at the start, and after each flush, rename, removal, write to the store and row. Then a second one comes,
+which renders what is nowhere and brings the rest. Prints how many rounds there were; ends with an assertion where a
+picture was lost, doubled, or had a row and no file.
 """
 
 from __future__ import annotations
@@ -106,13 +106,13 @@ def kill_at(boundary: int) -> None:
 
         @functools.wraps(original)
         def wrapped(*args: Any, **kwargs: Any) -> Any:
-            at_boundary()
             result = original(*args, **kwargs)
             at_boundary()
             return result
 
         setattr(owner, name, wrapped)
 
+    at_boundary()
     for owner, name in [(os, "fsync"), (Path, "replace"), (Path, "unlink"), (Store, "put"), (Ledger, "image_recorded")]:
         around(owner, name)
 

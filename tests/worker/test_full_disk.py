@@ -7,6 +7,7 @@ import os
 import shutil
 import sqlite3
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ from tests.disks import small_disk
 
 from renderkiln.home.store.folder import Folder
 from renderkiln.schema.errors import LedgerError
-from renderkiln.worker.supervisor import vigil
+from renderkiln.worker.supervisor import attempt, vigil
 from renderkiln.worker.supervisor.outcomes import Beat
 from renderkiln.worker.supervisor.spool import Spool
 
@@ -99,16 +100,8 @@ def come_back(bench: AttemptBench) -> None:
 def test_a_full_store_is_waited_for_and_the_deadline_with_it(full: tuple[AttemptBench, Disk]) -> None:
     bench, disk = full
     job = a_job(8, timeout=0.5)
-    waiting_since: list[float] = []
-
-    def wait() -> Beat:
-        if bench.pause.reason:
-            waiting_since.append(time.monotonic())
-            if time.monotonic() - waiting_since[0] > 0.6:  # seconds, which is more than the job may take
-                disk.make_room()
-        return Beat.GOING_ON
-
-    bench.beats = wait
+    # Later than the job may take.
+    bench.on_pause = lambda reason: threading.Timer(0.7, disk.make_room).start() if reason else None
     outcome = bench.attempt(job)
     assert is_done(outcome, job), outcome.failure
     assert bench.renderer.rendered == [8]
@@ -271,6 +264,50 @@ def test_rows_that_a_locked_ledger_does_not_take_wait_in_the_spool(bench: Attemp
     assert is_done(bench.attempt(job), job)
     assert bench.renderer.rendered == [2]
     bench.check(job)
+
+
+def test_the_end_of_a_job_waits_for_a_locked_ledger_and_the_lease_is_kept(bench: AttemptBench) -> None:
+    lock = sqlite3.connect(bench.folder.ledger, isolation_level=None)
+    lock.execute("BEGIN IMMEDIATE")
+    beats: list[float] = []
+
+    def beat() -> Beat:
+        beats.append(time.monotonic())
+        if len(beats) == 3:
+            lock.execute("ROLLBACK")
+        return Beat.GOING_ON
+
+    bench.beats = beat
+    vigil.insist_on_ending(bench.ledger.check, bench.around())
+    assert len(beats) == 3
+    lock.execute("BEGIN IMMEDIATE")
+    bench.beats = lambda: Beat.LOST
+    with pytest.raises(LedgerError, match="locked"):
+        vigil.insist_on_ending(bench.ledger.check, bench.around())
+    bench.beats, bench.signals.stop_after_image = lambda: Beat.GOING_ON, True
+    with pytest.raises(LedgerError, match="locked"):
+        vigil.insist_on_ending(bench.ledger.check, bench.around())
+    lock.close()
+
+
+def test_a_first_signal_does_not_wait_for_a_write_that_hangs(
+    bench: AttemptBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vigil, "_STUCK", 0.2)
+    monkeypatch.setattr(attempt, "_BRIEFLY", 0.1)
+    begun, hanging = threading.Event(), threading.Event()
+
+    def hang(place: Folder, relative: str, data: bytes) -> None:
+        begun.set()
+        bench.signals.stop_after_image = True
+        hanging.wait(30)
+
+    monkeypatch.setattr(Folder, "write", hang)
+    began = time.monotonic()
+    assert bench.attempt(a_job(2)).given_back
+    assert time.monotonic() - began < 10
+    assert begun.is_set()
+    hanging.set()
 
 
 @pytest.mark.parametrize("spoil", ["flip", "cut", "rename", "empty", "other"])

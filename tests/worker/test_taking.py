@@ -15,7 +15,8 @@ from rq.job import Job as RqJob
 from rq.serializers import JSONSerializer
 
 from renderkiln.schema import names
-from renderkiln.schema.jobs import JobStatus
+from renderkiln.schema.errors import LedgerError
+from renderkiln.schema.jobs import Failure, JobStatus
 from renderkiln.worker.supervisor.outcomes import Beat, Current, Outcome
 from renderkiln.worker.supervisor.rescue import rescue
 from renderkiln.worker.supervisor.rq_worker import RenderWorker
@@ -237,4 +238,95 @@ def test_counts_that_are_no_counts_are_taken_for_none(bench: Bench) -> None:
     bench.connection.hset(RqJob.key_for(job.id), "meta", b'{"attempts": "many", "failures": -3}')
     bench.run_one()
     assert [current.number for current in bench.attempts] == [1]
+    assert bench.house.queue.status(job) is JobStatus.FINISHED
+
+
+def test_a_cancel_that_comes_before_the_end_is_written_holds(bench: Bench) -> None:
+    job = bench.house.submit()
+    recorded: list[JobStatus] = []
+    bench.worker._on_ended = lambda current, outcome, status: recorded.append(status)
+
+    def cancel_late(current: Current) -> Outcome:
+        assert bench.house.queue.cancel(job) == 1  # after the attempt looked for the last time
+        return Outcome()
+
+    bench.does = cancel_late
+    bench.run_one()
+    assert recorded == [JobStatus.CANCELED], "the ledger never heard that it was finished"
+    assert bench.house.queue.status(job) is JobStatus.CANCELED
+    assert bench.lists() == (0, 0, 0)
+
+
+@pytest.mark.parametrize("kind", ["bad_image", None])
+def test_an_end_that_is_being_written_holds_and_the_cancel_is_told(bench: Bench, kind: str | None) -> None:
+    job = bench.house.submit()
+    canceled: list[int] = []
+    bench.worker._on_ended = lambda current, outcome, status: canceled.append(bench.house.queue.cancel(job))
+    failure = None if kind is None else Failure(kind=kind, message="all black")
+    bench.does = lambda current: Outcome(failure=failure)
+    bench.run_one()
+    assert canceled == [0]
+    assert bench.house.queue.status(job) is (JobStatus.FINISHED if kind is None else JobStatus.FAILED)
+    # What ended can be asked for again, and canceled.
+    again = bench.house.submit(again=True)
+    assert bench.house.queue.cancel(again) == 1
+
+
+def test_a_job_on_its_way_back_to_its_queue_can_be_canceled(bench: Bench) -> None:
+    job = bench.house.submit()
+    canceled: list[int] = []
+    bench.worker._on_ended = lambda current, outcome, status: canceled.append(bench.house.queue.cancel(job))
+    bench.does = lambda current: Outcome(given_back=True)
+    bench.run_one()
+    assert canceled == [1]
+    assert bench.house.queue.status(job) is JobStatus.CANCELED
+    assert bench.lists() == (0, 0, 0)
+
+
+def test_who_died_while_it_wrote_an_end_does_not_keep_the_job_from_being_canceled(bench: Bench) -> None:
+    job = bench.house.submit()
+
+    def die(current: Current) -> Outcome:
+        bench.connection.hset(RqJob.key_for(job.id), names.ENDING_FIELD, "1")
+        bench.let_lease_end()
+        bench.rescue()
+        return Outcome(lost=True)
+
+    bench.does = die
+    bench.run_one()
+
+    def cancel(current: Current) -> Outcome:
+        assert bench.house.queue.cancel(job) == 1
+        return Outcome(canceled=True)
+
+    bench.does = cancel
+    bench.run_one()
+    assert bench.house.queue.status(job) is JobStatus.CANCELED
+
+
+def test_what_is_held_up_waits_behind_the_others_and_uses_up_no_attempt(bench: Bench) -> None:
+    first, second = bench.house.submit("first"), bench.house.submit("second")
+    failure = Failure(kind="store", message="no route to host")
+    bench.does = lambda current: Outcome(failure=failure, held_up=True)
+    for _ in range(8):
+        bench.run_one()
+    assert [current.job.id for current in bench.attempts] == [first.id, second.id] * 4
+    assert {current.number for current in bench.attempts} == {1}
+    assert bench.house.queue.status(first) is JobStatus.QUEUED
+    bench.does = lambda current: Outcome()
+    bench.run_one()
+    assert bench.house.queue.status(first) is JobStatus.FINISHED
+
+
+def test_an_end_that_the_ledger_does_not_take_is_not_acknowledged(bench: Bench) -> None:
+    job = bench.house.submit()
+
+    def refuse(current: Current, outcome: Outcome, status: JobStatus) -> None:
+        raise LedgerError("it is read-only")
+
+    bench.worker._on_ended = refuse
+    bench.run_one()
+    assert bench.house.queue.status(job) is JobStatus.QUEUED
+    bench.worker._on_ended = lambda current, outcome, status: None
+    bench.run_one()
     assert bench.house.queue.status(job) is JobStatus.FINISHED

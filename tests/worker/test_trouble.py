@@ -6,20 +6,27 @@ import os
 import shutil
 import signal
 import socket
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
 import pytest
+from tests.disks import small_disk
 from tests.engine import models
 
+from renderkiln.producer.fleet import live_workers
+from renderkiln.schema import names
 from renderkiln.schema.errors import RendererDiedError
+from renderkiln.schema.events import Progress, parse_event
 from renderkiln.schema.jobs import JobStatus
+from renderkiln.schema.workers import WorkerInfo
 from renderkiln.worker.protocol import Render, RendererConfig
 from renderkiln.worker.supervisor import child
+from renderkiln.worker.supervisor.grace import LEAST, RECENT
 
-from .conftest import House
+from .conftest import LONG, House
 
 
 class Gate:
@@ -169,6 +176,57 @@ def test_a_renderer_that_stands_still_does_not_stop_its_supervisor(
         renderer.send(Render("{}", {"sha256:0": bytes(32 << 20)}, ()))
     assert renderer.pid is None
     assert not renderer.is_busy
+
+
+def test_a_worker_pauses_where_there_is_no_room_and_cancels_in_two_seconds_where_its_renderer_hangs(
+    make_house: Callable[..., House], tmp_path: Path
+) -> None:
+    house = make_house(lease=3.0)
+    with small_disk(tmp_path / "disk", "2m") as mounted:
+        may_mount = sys.platform == "linux" and os.geteuid() == 0
+        assert mounted or not may_mount, "no disk could be mounted here, though this is root on Linux"
+        filler = tmp_path / "disk" / "filler"
+        filler.write_bytes(bytes(1_500_000))
+        # Where nobody may mount one, the gate is left to `test_gate`.
+        worker = house.start_worker(
+            out=str(tmp_path / "disk" / "pictures"), RENDERKILN_DISK_RESERVE="1MB" if mounted else "0"
+        )
+        job = house.submit(steps=LONG)
+        if mounted:
+            info = _info_once(house, "paused")
+            assert "the disk of the store" in info.reason
+            assert house.queue.status(job) is JobStatus.QUEUED
+            filler.unlink()
+
+        with house.queue.connection.pubsub(ignore_subscribe_messages=True) as channel:
+            channel.subscribe(names.PROGRESS)
+            deadline = time.monotonic() + 90
+            while not (message := channel.get_message(timeout=1.0)) or _step(message["data"]) < 2 * RECENT:
+                assert time.monotonic() < deadline, "steps enough to know how long one takes"
+        assert _info_once(house, "busy").reason == ""
+        (renderer,) = house.children(worker)
+        os.kill(renderer, signal.SIGSTOP)  # as if in native code that does not return
+        began = time.monotonic()
+        assert house.queue.cancel(job) == 1
+        house.wait_for("ended", job.id)
+        assert time.monotonic() - began < LEAST + 2.5
+        assert house.queue.status(job) is JobStatus.CANCELED
+        assert worker.poll() is None
+        house.close()
+
+
+def _info_once(house: House, state: str) -> WorkerInfo:
+    """What the worker says of itself as soon as that is its state."""
+    deadline = time.monotonic() + 60
+    while not (found := [info for info in live_workers(house.queue.connection) if info.state == state]):
+        assert time.monotonic() < deadline, house.log.read_text()
+        time.sleep(0.05)
+    return found[0]
+
+
+def _step(data: bytes) -> int:
+    event = parse_event(data)
+    return event.step if isinstance(event, Progress) else 0
 
 
 def test_a_second_worker_of_the_same_name_is_told_so(house: House) -> None:

@@ -92,9 +92,7 @@ class Settings(BaseSettings):
     )
     image_format: Literal["png", "jpeg", "webp"] = Field("png", description="File format of the pictures.")
     job_timeout: float = Field(3600.0, gt=0, description="Seconds an attempt may take where the job does not say.")
-    patience: float = Field(
-        300.0, ge=0, description="Seconds for which a worker keeps a picture that its store or ledger does not take."
-    )
+    patience: float = Field(300.0, ge=0, description="Seconds for which a store or a ledger that fails is tried again.")
     disk_reserve: ByteSize = Field(
         ByteSize(200_000_000), ge=0, description="Room that a worker leaves on the disks of store and ledger; 0: none."
     )

@@ -80,6 +80,8 @@ class Delivery:
         self._thread: threading.Thread | None = None
         #: Pictures handed over and not yet collected.
         self.pending = 0
+        #: When the last of them was collected, or the first was handed over.
+        self.moved_at = 0.0
         #: What a picture waits for, as a sentence, while it is kept in memory without an end in sight.
         self.standstill: str | None = None
 
@@ -89,6 +91,8 @@ class Delivery:
             # A daemon: a write that hangs for good must not keep an ending worker.
             self._thread = threading.Thread(target=self._run, name="delivery", daemon=True)
             self._thread.start()
+        if not self.pending:
+            self.moved_at = time.monotonic()
         self.pending += 1
         self._waiting.put(picture)
 
@@ -103,6 +107,7 @@ class Delivery:
         except Empty:
             return None
         self.pending -= 1
+        self.moved_at = time.monotonic()
         if isinstance(ended, Exception):
             raise ended
         return ended
@@ -194,15 +199,17 @@ class Delivery:
             raise error
         try:
             return self._spool(parcel, data, error)
-        except StoreError as full:
+        except StoreError as both:
             if not self._is_own or self._hurried.is_set():
                 raise
-            # The next jobs would fare no better.
-            self._stand_still(f"{error}; and {full}")
+            self._stand_still(str(both))  # the next jobs would fare no better
             return None
 
     def _spool(self, parcel: Parcel, data: bytes, error: StoreError) -> str:
-        self._places.spool.add(parcel, data)
+        try:
+            self._places.spool.add(parcel, data)
+        except StoreError as another:
+            raise StoreError(f"{error}; and {another}", is_full=error.is_full) from error
         log.warning("a picture of job %s waits in the spool: %s", self._job.id, error)
         return str(error)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from renderkiln.home.ledger import Ledger
 from renderkiln.home.store import Store
-from renderkiln.schema.errors import LedgerError, StoreError
+from renderkiln.schema.errors import InvalidSpecError, LedgerError, StoreError
 
 from .away import Away
 from .spool import Kept, Parcel, Spool
@@ -28,7 +28,7 @@ class Redelivery:
     """The thread that does it. `wake` it when something was put into the spool; it never holds up who calls.
 
     Args:
-        open_store: the store that a parcel names; raises StoreError where this worker may not write there.
+        open_store: the store that a parcel names; raises InvalidSpecError where this worker may not write there.
         own: the worker's own store, which is looked at while it is away, even where nothing waits for it.
         ledger: its file; the thread opens it for itself.
         on_recorded: told, in the thread, that a picture has arrived and its row is written.
@@ -74,7 +74,7 @@ class Redelivery:
                 continue
             try:
                 self._deliver(kept, *read)
-            except StoreError as error:
+            except (StoreError, InvalidSpecError) as error:
                 self._say_once(f"pictures in the spool wait: {error}")
                 if not self._answers(read[0].store):  # else there is something about this picture alone
                     failing.add(read[0].store)
@@ -101,6 +101,8 @@ class Redelivery:
                 wait = _IDLE if self.deliver_all() else min(max(wait, _FIRST_WAIT) * 2, _LONGEST_WAIT)
             except (OSError, StoreError) as error:  # of the spool's own disk
                 self._say_once(f"the spool cannot be read: {error}")
+            except Exception:  # a fault of ours must not keep pictures from arriving for ever
+                log.exception("what is in the spool could not be brought; it is tried again")
             if self._woken.wait(wait):
                 self._woken.clear()
                 wait = 0.0
@@ -124,10 +126,9 @@ class Redelivery:
 
     def _answers(self, name: str | None) -> bool:
         try:
-            store = self._open_store(name)
-        except StoreError:
+            return self._away.asked(self._open_store(name))
+        except (StoreError, InvalidSpecError):
             return False
-        return self._away.asked(store)
 
     def _say_once(self, what: str) -> None:
         if what not in self._said:

@@ -27,6 +27,7 @@ from renderkiln.home.store import Store
 from renderkiln.schema import names
 from renderkiln.schema.errors import (
     ImageInputError,
+    LedgerError,
     ModelNotFoundError,
     ModelTooLargeError,
     RendererDiedError,
@@ -220,7 +221,8 @@ class _Service:
             with contextlib.suppress(redis.RedisError):  # it would expire by itself
                 self._redis.delete(names.worker(self._name))
                 self._redis.zrem(names.WORKERS, self._name)
-            self._ledger.worker_ended(self._name)
+            with contextlib.suppress(LedgerError):  # full or locked: that must not keep anybody from ending
+                self._ledger.worker_ended(self._name)
             self._publisher.stop()
             self._ledger.close()
             self._signals.close()

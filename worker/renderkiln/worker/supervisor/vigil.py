@@ -23,6 +23,8 @@ log = logging.getLogger("renderkiln.supervisor")
 _PASSING = (errors.LedgerError, errors.StoreError, errors.ServerUnavailableError)
 #: Seconds for which a job waits for a store that has been away for long, before the next job has its turn.
 RECHECK = 30.0
+#: Seconds that a single write may take once the worker was told to stop.
+_STUCK = 30.0
 #: Seconds between looks for room.
 _LOOK_FOR_ROOM = 1.0
 #: What a pause is for.
@@ -167,6 +169,8 @@ class Vigil:
     def _patience(self, error: Exception) -> float:
         """Seconds to try again after a failure: few where the store was given all of it before."""
         places, patience = self._around.places, self._around.places.patience
+        if isinstance(error, errors.LedgerError) and error.is_full:
+            return 0.0  # nothing is rendered yet: another worker can have the job
         if not isinstance(error, errors.StoreError) or error.is_full:
             return patience
         places.away.failed(self.store_url, error)
@@ -184,9 +188,17 @@ class Vigil:
             return errors.CanceledError
         if self._signals.stop_now or (self._signals.stop_after_image and self.stage is Stage.BEFORE):
             return GivenBackError
+        if self._signals.stop_after_image and self._is_stuck(now):
+            log.warning("a store hangs for %.0f s: what it has not taken is rendered again", _STUCK)
+            return GivenBackError
         if now >= self._deadline and self.stage is not Stage.AFTER:  # what is rendered is worth delivering
             return errors.DeadlinePassedError
         return None
+
+    def _is_stuck(self, now: float) -> bool:
+        """Whether a write hangs, from which no picture can be had back to be spooled."""
+        delivery = self.delivery
+        return delivery is not None and delivery.pending > 0 and now - delivery.moved_at > _STUCK
 
     def _stop(self) -> None:
         self._deadline = float("inf")
