@@ -89,7 +89,7 @@ def _members(
             rows = read(key, at, at + page - 1)
         except ReplyTooLargeError:
             if page == 1:
-                _remove_large(connection, key, lambda at=at: read(key, at, at), lambda pipe, at=at: remove(pipe, at))
+                _remove_large(connection, key, at, read, remove)
             page = max(1, page // 32)
             continue
         found += rows
@@ -98,13 +98,19 @@ def _members(
     return found
 
 
-def _remove_large(connection: Any, key: str, look: Callable[[], Any], remove: Callable[[Any], object]) -> None:
+def _remove_large(
+    connection: Any,
+    key: str,
+    at: int,
+    read: Callable[[str, int, int], Any],
+    remove: Callable[[Any, int], object],
+) -> None:
     with connection.pipeline() as pipe:
-        pipe.watch(key)  # by its place, which may be another's by now
+        pipe.watch(key)  # it is removed by its place, which may be another's by now
         try:
-            look()
+            read(key, at, at)
         except ReplyTooLargeError:
             pipe.multi()
-            remove(pipe)
+            remove(pipe, at)
             with contextlib.suppress(redis.WatchError):
                 pipe.execute()

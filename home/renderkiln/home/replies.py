@@ -1,8 +1,8 @@
 """A bound on what one reply of Redis may bring into memory, whoever wrote what it holds.
 
 A value may have 512 MB and a stream millions of entries, and redis-py reads all of a reply before anybody can look at
-its size. The parsers here count while they read. They stand on names of redis-py that are not public, since there is no public
-place for it.
+its size. The parsers here count while they read. They stand on names of redis-py that are not public,
+since there is no public place for it.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from typing import TypeVar
 
 from renderkiln.home.ledger import Ledger
 from renderkiln.home.pictures.naming import file_name
-from renderkiln.home.store import Store
+from renderkiln.home.store import Store, named_store
 from renderkiln.schema import errors
 from renderkiln.schema.jobs import Failure, ImageResult, Job
 from renderkiln.worker.protocol import (
@@ -187,7 +187,7 @@ class _Attempt:
             raise errors.InvalidSpecError(
                 f"this worker writes to its own store only, not to {job.store!r} (its setting store_policy is 'own')."
             )
-        store = Store(job.store)
+        store = named_store(job.store)
         store.check()  # its own was looked at when the worker started; this one may never have been there
         return store
 
