@@ -146,14 +146,14 @@ def _enqueue_chunk(
                 _list(pipe, chunk, listing, tally)
             _announce(pipe, fresh)
             try:
-                replies = pipe.execute()
+                pipe.execute()
             except redis.WatchError:
                 continue  # somebody else queued or took one of them just now: look again
         tally.jobs += len(chunk)
         tally.images += sum(job.num_images for job in chunk)
         tally.queued += len(fresh)
         tally.joined += joined + len(chunk) - len(unique)
-        tally.moved_up += sum(replies[: len(moving)])
+        tally.moved_up += len(moving)
         tally.done += done
         return
 

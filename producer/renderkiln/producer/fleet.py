@@ -12,8 +12,11 @@ from pydantic import ValidationError
 from renderkiln.home.controlnets import find_controlnet
 from renderkiln.home.folder import DataFolder
 from renderkiln.home.models import engines_of, find_model, fixed_sizes
+from renderkiln.home.reading import is_wrong_type, read_strings
+from renderkiln.home.replies import ReplyTooLargeError
 from renderkiln.schema import names
 from renderkiln.schema.errors import BadInputError, InvalidSpecError, ModelNotFoundError, did_you_mean
+from renderkiln.schema.limits import MAX_ANNOUNCEMENT, MAX_MEMBERS
 from renderkiln.schema.spec import RenderSpec, TextEncoder
 from renderkiln.schema.workers import WorkerInfo
 
@@ -37,11 +40,15 @@ class Need(NamedTuple):
 
 def live_workers(connection: redis.Redis) -> list[WorkerInfo]:
     """The workers that have given a sign of life within their lease, by name."""
-    listed: Any = connection.zrange(names.WORKERS, 0, -1)
-    if not listed:
-        return []
+    try:
+        listed: Any = connection.zrevrange(names.WORKERS, 0, MAX_MEMBERS - 1)
+    except (redis.ResponseError, ReplyTooLargeError) as error:
+        if not is_wrong_type(error) and not isinstance(error, ReplyTooLargeError):
+            raise
+        return []  # somebody wrote something else there; the next worker to start puts it right
+    keys = [names.worker(name.decode(errors="replace")) for name in sorted(listed)]
     found = []
-    for text in connection.mget([names.worker(name.decode()) for name in sorted(listed)]):
+    for text in read_strings(connection, keys, MAX_ANNOUNCEMENT):
         try:
             if text is not None:
                 found.append(WorkerInfo.model_validate_json(text))

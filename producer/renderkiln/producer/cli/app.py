@@ -13,6 +13,7 @@ from typing import Annotated
 
 import typer
 
+from renderkiln.home.showing import plain
 from renderkiln.schema.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_UNAVAILABLE, RenderkilnError
 
 from . import asking, doctor, hub, looking, machine, rendering, report
@@ -63,7 +64,7 @@ def main() -> None:
     except RenderkilnError as error:
         if os.environ.get("RENDERKILN_DEBUG"):
             raise
-        print(f"renderkiln: {error}", file=sys.stderr)
+        print(plain(f"renderkiln: {error}", lines=True), file=sys.stderr)
         sys.exit(error.exit_code)
     except OSError as error:
         # Where it is our output that failed, what is left of it would fail again at the end.
@@ -79,7 +80,7 @@ def main() -> None:
         redis = sys.modules.get("redis")  # where it was never loaded, it cannot be what failed
         if redis is None or not isinstance(error, redis.RedisError) or os.environ.get("RENDERKILN_DEBUG"):
             raise
-        print(f"renderkiln: Redis failed: {error}", file=sys.stderr)
+        print(plain(f"renderkiln: Redis failed: {error}"), file=sys.stderr)
         sys.exit(EXIT_UNAVAILABLE)
     except KeyboardInterrupt:
         print("renderkiln: interrupted", file=sys.stderr)

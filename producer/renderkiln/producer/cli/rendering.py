@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from renderkiln.home import flags
+from renderkiln.home.showing import plain
 from renderkiln.schema.errors import EXIT_FAILED, EXIT_INTERRUPTED
 
 from .options import PROMPTS_HELP, AsJson, DataDir, Out, RequestOptions, with_request
@@ -208,7 +209,7 @@ def _report(
 
     sheets = write_contact_sheets(queue, prepared.batch, store)
     for result in view.failed[:20]:
-        what = f"{result.failure.kind}: {result.failure.message}" if result.failure else "no reason given"
+        what = plain(f"{result.failure.kind}: {result.failure.message}") if result.failure else "no reason given"
         say(console, f"failed: job {result.job_id}: {what}")
     if not finished:
         left = view.num_images - view.images_done

@@ -16,22 +16,22 @@ from __future__ import annotations
 import logging
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from types import FrameType
 from typing import Any
 
 import psutil
 import redis
-from rq import Queue, SimpleWorker
+from rq import Queue
 from rq.executions import Execution
 from rq.job import Job as RqJob
 from rq.serializers import JSONSerializer
 from rq.utils import now as rq_now
 from rq.worker.base import WorkerStatus
-from rq.worker_registration import clean_worker_registry
 
 from renderkiln.schema import names
-from renderkiln.schema.errors import InvalidSpecError, LedgerError, WorkerUnavailableError
+from renderkiln.schema.errors import InvalidSpecError, LedgerError
 from renderkiln.schema.events import Started
 from renderkiln.schema.jobs import Failure, Job, JobResult, JobStatus
 from renderkiln.schema.payload import read_payload
@@ -39,9 +39,11 @@ from renderkiln.schema.payload import read_payload
 from .endings import add_end, hear_cancel, publish, refuse
 from .fates import tries_again
 from .gate import Gate
+from .guarded import GuardedWorker
 from .listening import Listener
 from .outage import Backoff, is_outage, ride_out
 from .outcomes import Beat, Current, Outcome
+from .refusals import Refusals
 from .rescue import rescue
 from .signals import Signals
 from .taking import claim, counter, next_fence, put_back, take
@@ -54,7 +56,7 @@ logging.getLogger("renderkiln.rq").setLevel(logging.WARNING)
 IDLE_WAIT = 0.5
 
 
-class RenderWorker(SimpleWorker):  # type: ignore[misc]  # RQ is untyped to us
+class RenderWorker(GuardedWorker):
     """Takes jobs from the queues and has each attempted by `attempt(current)`.
 
     Args:
@@ -64,6 +66,7 @@ class RenderWorker(SimpleWorker):  # type: ignore[misc]  # RQ is untyped to us
         lease: seconds without a heartbeat after which others count this worker as dead.
         gate: whether a job may be taken; None: always.
         owner: a process for which this worker was started; it ends, when idle, once that is gone.
+        refusals: counts what is refused.
     """
 
     def __init__(
@@ -79,9 +82,12 @@ class RenderWorker(SimpleWorker):  # type: ignore[misc]  # RQ is untyped to us
         lease: float,
         gate: Gate | None = None,
         owner: int | None = None,
+        refusals: Refusals | None = None,
     ) -> None:
         super().__init__(
             queues,
+            signals=signals,
+            refusals=refusals or Refusals(),
             connection=connection,
             name=name,
             serializer=JSONSerializer,
@@ -93,43 +99,16 @@ class RenderWorker(SimpleWorker):  # type: ignore[misc]  # RQ is untyped to us
         self.log = logging.getLogger("renderkiln.rq")  # RQ's own logger would format for its own handlers
         self._attempt = attempt
         self._on_ended = on_ended
-        self._signals = signals
         self._announce = announce
         self._lease = lease
         self._gate = gate
         self._owner = owner
         self._current: Current | None = None
         self._next_heartbeat = 0.0
-        self._listener = Listener(connection)
+        self._listener = Listener(connection, signals)
         self._found_empty = False
 
     # Starting and stopping.
-
-    def register_birth(self) -> None:
-        """Takes its name back at once from a dead process of this machine, or from itself when it lost Redis.
-
-        RQ would refuse the name until the lease ends.
-        """
-        host, pid = self.connection.hmget(self.key, "hostname", "pid")
-        ours = host is not None and pid is not None and host.decode() == self.hostname
-        if ours and (int(pid) == self.pid or not psutil.pid_exists(int(pid))):
-            self.connection.delete(self.key)
-        try:
-            super().register_birth()
-        except ValueError:
-            raise WorkerUnavailableError(
-                f"a worker named {self.name!r} is up already, or died less than {self.worker_ttl + 60} s ago on "
-                "another machine. Give this one another --name."
-            ) from None
-
-    def teardown(self) -> None:
-        """Ends the thread that hears commands, too, where Redis is away: the next start makes another."""
-        try:
-            super().teardown()
-        except redis.RedisError:
-            if self.pubsub_thread is not None:
-                self.pubsub_thread.stop()
-            raise
 
     @property
     def is_done(self) -> bool:
@@ -152,11 +131,6 @@ class RenderWorker(SimpleWorker):  # type: ignore[misc]  # RQ is untyped to us
 
     def request_force_stop(self, signum: int, frame: FrameType | None) -> None:
         self._signals.stop_now = True
-        self._signals.wake()
-
-    def kill_horse(self, sig: signal.Signals = signal.SIGTERM) -> None:
-        """RQ's stop-job command ends here, in the thread that hears commands."""
-        self._signals.canceled_job = self._stopped_job_id
         self._signals.wake()
 
     # Signs of life.
@@ -207,7 +181,7 @@ class RenderWorker(SimpleWorker):  # type: ignore[misc]  # RQ is untyped to us
                 if self.should_run_maintenance_tasks:
                     self.run_maintenance_tasks()
                 may_take = self._gate is None or self._gate.is_open()
-                found = take(self.connection, self._ordered_queues) if may_take else None
+                found = take(self.connection, self._ordered_queues, self._refusals) if may_take else None
                 if found is not None:
                     return found
                 if timeout is None and may_take:
@@ -220,6 +194,8 @@ class RenderWorker(SimpleWorker):  # type: ignore[misc]  # RQ is untyped to us
                 self._listener.wait(IDLE_WAIT)
                 backoff.reset()
             except redis.RedisError as error:
+                if self.mend(error):
+                    continue
                 if not is_outage(error):
                     raise
                 backoff.wait("Redis is away", error)
@@ -230,17 +206,20 @@ class RenderWorker(SimpleWorker):  # type: ignore[misc]  # RQ is untyped to us
 
         Not RQ's own, which rescues without a fence, and counts differently.
         """
-        rescue(
-            self.connection,
-            self.queues,
-            lambda name: self.redis_worker_namespace_prefix + name,
-            patience=min(10.0, self._lease / 3),
-        )
+        patience = min(10.0, self._lease / 3)
         for queue in self.queues:
+            self.tidy(
+                f"looking for abandoned jobs in {queue.name}",
+                partial(rescue, self.connection, [queue], self._key_of, patience, self._refusals),
+            )
             for registry in (queue.finished_job_registry, queue.canceled_job_registry):
-                self.connection.zremrangebyscore(registry.key, 0, time.time())
-            clean_worker_registry(queue)
+                forget = partial(self.connection.zremrangebyscore, registry.key, 0, time.time())
+                self.tidy(f"forgetting old jobs of {queue.name}", forget)
+            self.tidy(f"forgetting dead workers of {queue.name}", partial(self.forget_dead_workers, queue))
         self.last_cleaned_at = rq_now()
+
+    def _key_of(self, name: str) -> str:
+        return f"{self.redis_worker_namespace_prefix}{name}"
 
     # Doing them.
 
@@ -248,7 +227,7 @@ class RenderWorker(SimpleWorker):  # type: ignore[misc]  # RQ is untyped to us
         try:
             asked = read_payload(job.data)
         except InvalidSpecError as error:
-            log.warning("job %s in %s is refused: %s", job.id, queue.name, error)
+            self._refusals.job(job.id, queue.name, str(error))
             failure = Failure(kind=error.kind, message=str(error))
             self._ride_out(lambda: refuse(self.connection, job.id, queue, failure), "a job's refusal")
             return
@@ -300,7 +279,7 @@ class RenderWorker(SimpleWorker):  # type: ignore[misc]  # RQ is untyped to us
                 claimed.append(self.execution)
 
         self.execution = None
-        self._ride_out(try_once, f"starting job {job.id}")
+        self._ride_out(try_once, f"starting job {job.id}", _types_by_key(rq_job))
         if not claimed:
             return None
         self._next_heartbeat = time.monotonic() + self._lease / 3
@@ -310,7 +289,7 @@ class RenderWorker(SimpleWorker):  # type: ignore[misc]  # RQ is untyped to us
         """Whether a job is in the hands of this execution, which means: nobody has rescued it."""
         return self.connection.zscore(rq_job.started_job_registry.key, execution.composite_key) is not None
 
-    def _ride_out(self, write: Callable[[], None], what: str) -> bool:
+    def _ride_out(self, write: Callable[[], None], what: str, more: Mapping[str, str] | None = None) -> bool:
         """Writes, however long Redis is away. A stop signal too many ends the waiting: the lease brings the job back.
 
         While a job is rendered that is the second signal, since its end is worth waiting for; else the first.
@@ -320,6 +299,7 @@ class RenderWorker(SimpleWorker):  # type: ignore[misc]  # RQ is untyped to us
             self._signals,
             what,
             lambda: self._signals.stop_now or (self._current is None and bool(self._stop_requested)),
+            partial(self.mend, more=more),
         )
 
     def _conclude(self, current: Current, queue: Queue, outcome: Outcome, seconds: float) -> None:
@@ -356,7 +336,7 @@ class RenderWorker(SimpleWorker):  # type: ignore[misc]  # RQ is untyped to us
             attempt=current.number,
             seconds=round(seconds, 6),
         )
-        self._ride_out(lambda: self._write_end(current, queue, outcome, result), said)
+        self._ride_out(lambda: self._write_end(current, queue, outcome, result), said, _types_by_key(current.rq_job))
 
     def _status_after(self, current: Current, outcome: Outcome) -> JobStatus:
         meta = current.rq_job.meta
@@ -399,3 +379,7 @@ class RenderWorker(SimpleWorker):  # type: ignore[misc]  # RQ is untyped to us
             else:
                 log.warning("job %s is no longer this attempt's: its end is written already, or another's", rq_job.id)
         self.execution = None
+
+
+def _types_by_key(rq_job: RqJob) -> Mapping[str, str]:
+    return {rq_job.key: "hash", f"rq:executions:{rq_job.id}": "zset"}

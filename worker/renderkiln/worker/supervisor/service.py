@@ -21,7 +21,8 @@ from renderkiln.home.folder import DataFolder
 from renderkiln.home.ledger import Ledger
 from renderkiln.home.memory_records import MemoryRecords
 from renderkiln.home.models import find_model, installed_models
-from renderkiln.home.pictures.inputs import check_input_bytes
+from renderkiln.home.pictures.inputs import MAX_BYTES, check_input_bytes
+from renderkiln.home.reading import read_strings
 from renderkiln.home.settings import Settings
 from renderkiln.home.store import Store
 from renderkiln.schema import names
@@ -55,6 +56,7 @@ from .outcomes import Current, Outcome
 from .pausing import Pause
 from .publisher import Publisher
 from .redelivery import Redelivery
+from .refusals import Refusals
 from .room import Disks
 from .rq_worker import RenderWorker
 from .signals import Signals
@@ -121,6 +123,7 @@ class _Service:
         self._started_at = time.time()
         self._device: str = settings.device
         self._signals = Signals()
+        self._refusals = Refusals()
         self._engine: str = settings.engine
         config = RendererConfig(
             str(settings.data_dir),
@@ -171,6 +174,7 @@ class _Service:
             lease=settings.lease,
             gate=self._gate,
             owner=options.owner,
+            refusals=self._refusals,
         )
         news = News(self._redis, self._name)
         self._around = Surroundings(
@@ -279,6 +283,7 @@ class _Service:
             state="paused" if self._pause.reason else state,
             reason=self._pause.reason or self._away.why(self._store.url),
             started_at=self._started_at,
+            refused=self._refusals.counts,
         )
         now, lease = time.time(), self._settings.lease
         with self._redis.pipeline(transaction=False) as pipe:
@@ -363,7 +368,7 @@ class _Service:
         found = {}
         for reference in job.spec.pictures:
             try:
-                data = self._redis.get(names.blob(reference.removeprefix("sha256:")))
+                (data,) = read_strings(self._redis, [names.blob(reference.removeprefix("sha256:"))], MAX_BYTES)
             except redis.RedisError as error:
                 raise ServerUnavailableError(f"Redis does not give the picture {reference[:23]}…: {error}") from error
             if data is None:
