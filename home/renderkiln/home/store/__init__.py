@@ -61,10 +61,8 @@ class Place(Protocol):
 #: Protocols of stores that others may name, in a job or a result. fsspec knows many more: some take their settings
 #: from a file that the URL names, and some run what stands in it.
 _NAMED = frozenset(
-    (
-        *("s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "oci", "ocilake", "oss", "hdfs"),
-        *("sftp", "ssh", "smb", "webdav", "ftp", "memory", "file", "local"),
-    )
+    {"file", "local", "memory", "sftp", "ssh", "smb", "webdav", "ftp", "hdfs", "s3", "s3a", "gs", "gcs"}
+    | {"abfs", "abfss", "az", "adl", "oci", "ocilake", "oss"}
 )
 
 
