@@ -42,6 +42,7 @@ from renderkiln.worker.models.memory import why_too_large
 from renderkiln.worker.protocol import MemoryUse, Ready, RendererConfig, WarmUp
 
 from .ahead import LookAhead
+from .announcing import announce, withdraw
 from .attempt import Surroundings, run_attempt
 from .child import Renderer
 from .forms import Forms
@@ -188,8 +189,7 @@ class _Service:
             self._renderer.close()
             self._keeper.stop()
             with contextlib.suppress(redis.RedisError):  # it would expire by itself
-                self._redis.delete(names.worker(self._name))
-                self._redis.zrem(names.WORKERS, self._name)
+                withdraw(self._redis, self._name)
             self._ledger.worker_ended(self._name)
             self._ledger.close()
             self._signals.close()
@@ -247,12 +247,7 @@ class _Service:
             started_at=self._started_at,
             refused=self._refusals.counts,
         )
-        now, lease = time.time(), self._settings.lease
-        with self._redis.pipeline(transaction=False) as pipe:
-            pipe.set(names.worker(self._name), info.model_dump_json(), px=int(lease * 1000))
-            pipe.zadd(names.WORKERS, {self._name: now})
-            pipe.zremrangebyscore(names.WORKERS, 0, now - lease)  # those who died without a word
-            pipe.execute()
+        announce(self._redis, info, self._settings.lease)
 
     def _attempt(self, current: Current) -> Outcome:
         begin = partial(self._ledger.attempt_started, current.job, current.execution.id, current.number, self._name)
