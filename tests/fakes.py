@@ -34,7 +34,8 @@ class FakeWorker:
 
     def take(self) -> Job | None:
         """The next job of any queue, now started."""
-        keys = sorted(self.connection.scan_iter("rq:queue:renderkiln:*"), key=_rank)
+        known = self.connection.smembers("rq:queues")
+        keys = sorted((key for key in known if key.startswith(b"rq:queue:renderkiln:")), key=_rank)
         for key in keys:
             while (job_id := self.connection.lpop(key)) is not None:
                 if self.connection.hget(RqJob.key_for(job_id.decode()), "status") != b"queued":

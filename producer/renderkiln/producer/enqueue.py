@@ -211,6 +211,8 @@ def _push(
         queue = queues.get(key)
         if queue is None:
             queue = queues[key] = Queue(names.queue(*key), connection=connection, serializer=JSONSerializer)
+            # The oldest that we run on. Else RQ asks with INFO, which a producer need not be allowed.
+            queue.redis_server_version = (6, 2, 0)
         queue.enqueue_many([_data(job, fence) for job in members], pipeline=pipe)
 
 

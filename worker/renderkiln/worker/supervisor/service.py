@@ -42,6 +42,7 @@ from renderkiln.worker.models.memory import why_too_large
 from renderkiln.worker.protocol import MemoryUse, Ready, RendererConfig, WarmUp
 
 from .ahead import LookAhead
+from .announcing import announce, withdraw
 from .attempt import run_attempt
 from .away import Away
 from .child import Renderer
@@ -223,8 +224,7 @@ class _Service:
             self._keeper.stop()
             self._redelivery.stop()
             with contextlib.suppress(redis.RedisError):  # it would expire by itself
-                self._redis.delete(names.worker(self._name))
-                self._redis.zrem(names.WORKERS, self._name)
+                withdraw(self._redis, self._name)
             with contextlib.suppress(LedgerError):  # full or locked: that must not keep anybody from ending
                 self._ledger.worker_ended(self._name)
             self._publisher.stop()
@@ -285,12 +285,7 @@ class _Service:
             started_at=self._started_at,
             refused=self._refusals.counts,
         )
-        now, lease = time.time(), self._settings.lease
-        with self._redis.pipeline(transaction=False) as pipe:
-            pipe.set(names.worker(self._name), info.model_dump_json(), px=int(lease * 1000))
-            pipe.zadd(names.WORKERS, {self._name: now})
-            pipe.zremrangebyscore(names.WORKERS, 0, now - lease)  # those who died without a word
-            pipe.execute()
+        announce(self._redis, info, self._settings.lease)
 
     def _announce_pause(self) -> None:
         with contextlib.suppress(redis.RedisError):
