@@ -30,7 +30,6 @@ from renderkiln.schema.jobs import Failure, ImageResult, Job, JobResult, JobStat
 from renderkiln.schema.tables import AttemptRow, BatchRow, ImageRow, JobRow, LedgerAboutRow, TuningRow, WorkerRow
 
 from . import ledger_changes as changes
-
 from .room import is_full
 
 #: Milliseconds to wait for another process's write before giving up.
