@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 from tests.disks import small_disk
 
+from renderkiln.home.room import is_full
 from renderkiln.home.store.folder import Folder
 from renderkiln.schema.errors import LedgerError
 from renderkiln.worker.supervisor import attempt, vigil
@@ -30,20 +31,20 @@ class Disk:
 
     def __init__(self, folder: Path, is_mounted: bool, monkeypatch: pytest.MonkeyPatch) -> None:
         self.folder = folder
-        self._is_mounted, self._is_full = is_mounted, False
+        self.is_mounted, self.is_full = is_mounted, False
         if not is_mounted:
             write = Folder.write
 
             def limited(place: Folder, relative: str, data: bytes) -> None:
-                if self._is_full and str(place.folder).startswith(str(folder)):
+                if self.is_full and str(place.folder).startswith(str(folder)):
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
                 write(place, relative, data)
 
             monkeypatch.setattr(Folder, "write", limited)
 
     def fill(self) -> None:
-        self._is_full = True
-        if self._is_mounted:
+        self.is_full = True
+        if self.is_mounted:
             with (self.folder / "filler").open("wb", buffering=0) as file:
                 while True:
                     try:
@@ -52,7 +53,7 @@ class Disk:
                         return
 
     def make_room(self) -> None:
-        self._is_full = False
+        self.is_full = False
         (self.folder / "filler").unlink(missing_ok=True)
 
 
@@ -225,7 +226,7 @@ def test_rows_wait_for_a_ledger_whose_disk_is_full(tmp_path: Path, monkeypatch: 
 
             def record(*args: object) -> None:
                 try:
-                    if not small._is_mounted and small._is_full:
+                    if not small.is_mounted and small.is_full:
                         raise LedgerError("the disk is full", is_full=True)
                     recorded(*args)  # type: ignore[arg-type]
                 except LedgerError as error:
@@ -242,8 +243,26 @@ def test_rows_wait_for_a_ledger_whose_disk_is_full(tmp_path: Path, monkeypatch: 
             assert all(error.is_full for error in failures)
             assert len(bench.paused) == 2
             bench.check(job)
+            # SQLite does not always say that a disk is full.
+            vague = "disk I/O error"
+            assert not is_full(vague, bench.folder.root)
+            small.fill()
+            assert is_full(vague, bench.folder.root) or not small.is_mounted
         finally:
             bench.close()
+
+
+def test_a_job_whose_beginning_the_full_ledger_does_not_take_goes_back_at_once(
+    bench: AttemptBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*args: object) -> None:
+        raise LedgerError("its disk is full", is_full=True)
+
+    monkeypatch.setattr(bench.ledger, "attempt_started", refuse)
+    began = time.monotonic()
+    assert bench.attempt(a_job()).held_up
+    assert time.monotonic() - began < 5, "patience would be 300 s"
+    assert bench.renderer.orders == []
 
 
 def test_rows_that_a_locked_ledger_does_not_take_wait_in_the_spool(bench: AttemptBench) -> None:

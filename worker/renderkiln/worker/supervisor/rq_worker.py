@@ -5,8 +5,7 @@ What is different from RQ's own, and why, job by job:
 - Jobs are taken and started as `taking` says, which loses none when a worker dies in between.
 - A job's function name is compared, not imported.
 - While a job runs its heartbeat goes on, with a short lease, and canceling works.
-- How an attempt ended is written in one MULTI with its event. When Redis is away just then, or between taking a job and
-  starting it, the worker waits for it.
+- How an attempt ended is written in one MULTI with its event; a Redis that is away just then is waited for.
 - The first SIGTERM or SIGINT lets the image at hand be finished and gives the rest of the job back, the second gives
   everything back at once. Neither uses up an attempt.
 """
