@@ -16,6 +16,7 @@ from rq.serializers import JSONSerializer
 
 from renderkiln.schema import names
 from renderkiln.schema.jobs import JobStatus
+from renderkiln.worker.supervisor.health import Health
 from renderkiln.worker.supervisor.outcomes import Beat, Outcome
 from renderkiln.worker.supervisor.rescue import rescue
 from renderkiln.worker.supervisor.rq_worker import Current, RenderWorker
@@ -33,6 +34,7 @@ class Bench:
         self.connection: Any = house.server.client()
         self.does: Callable[[Current], Outcome] = lambda current: Outcome()
         self.attempts: list[Current] = []
+        self.health = Health(pause=300.0)
         self.worker = RenderWorker(
             [names.queue("normal", "tiny")],
             connection=self.connection,
@@ -41,6 +43,7 @@ class Bench:
             on_ended=lambda current, outcome, status: None,
             signals=self.signals,
             announce=lambda state: None,
+            health=self.health,
             lease=30.0,
         )
 

@@ -25,7 +25,7 @@ from sqlalchemy.exc import DatabaseError
 from sqlalchemy.orm import Session
 
 from renderkiln.schema.errors import LedgerError
-from renderkiln.schema.jobs import Failure, ImageResult, Job, JobResult, JobStatus
+from renderkiln.schema.jobs import Attempt, Failure, ImageResult, Job, JobResult, JobStatus
 from renderkiln.schema.tables import AttemptRow, BatchRow, ImageRow, JobRow, TuningRow, WorkerRow
 
 #: Milliseconds to wait for another process's write before giving up.
@@ -148,6 +148,7 @@ class Ledger:
         failure: Failure | None = None,
         timings: Mapping[str, float] | None = None,
         memory: Mapping[str, int] | None = None,
+        log: str = "",
     ) -> None:
         """Closes an attempt and sets its job's status (`QUEUED` where the job goes back to its queue).
 
@@ -156,6 +157,7 @@ class Ledger:
         Args:
             timings: `load_seconds`, `render_seconds` and `write_seconds`, as far as they are known.
             memory: `peak_bytes`, `loads` and `evictions`, as far as they are known.
+            log: the end of what was logged meanwhile, where it failed.
         """
         now = utc_now()
         failed = {
@@ -166,7 +168,7 @@ class Ledger:
             closed: Any = session.execute(
                 sa.update(AttemptRow)
                 .where(AttemptRow.execution_id == execution_id, AttemptRow.ended_at.is_(None))
-                .values(ended_at=now, outcome=outcome, **failed, **(timings or {}), **(memory or {}))
+                .values(ended_at=now, outcome=outcome, log=log or None, **failed, **(timings or {}), **(memory or {}))
             )
             if not closed.rowcount:
                 return
@@ -204,6 +206,14 @@ class Ledger:
         with self.reading() as session:
             row = session.get(JobRow, job_id)
             return None if row is None else _result(session, row)
+
+    def attempts_of(self, job_id: str) -> list[Attempt]:
+        """The attempts at a job that were made on this machine, in order."""
+        with self.reading() as session:
+            rows = session.scalars(
+                sa.select(AttemptRow).where(AttemptRow.job_id == job_id).order_by(AttemptRow.started_at)
+            )
+            return [_attempt(row) for row in rows]
 
     def batch_results(self, batch_id: str) -> Iterator[JobResult]:
         """The jobs of a batch that a worker has taken, by their index."""
@@ -293,6 +303,23 @@ def _chunks(items: Sequence[str], size: int) -> Iterable[Sequence[str]]:
 
 def _image(row: ImageRow) -> ImageResult:
     return ImageResult(**{name: getattr(row, name) for name in ImageResult.model_fields})
+
+
+def _attempt(row: AttemptRow) -> Attempt:
+    failure = Failure(kind=row.failure_kind, message=row.failure_message or "") if row.failure_kind else None
+    return Attempt.model_validate(
+        {
+            "execution_id": row.execution_id,
+            "job_id": row.job_id,
+            "number": row.number,
+            "worker": row.worker,
+            "started_at": row.started_at.replace(tzinfo=timezone.utc),
+            "ended_at": row.ended_at and row.ended_at.replace(tzinfo=timezone.utc),
+            "outcome": row.outcome,
+            "failure": failure,
+            "log": row.log or "",
+        }
+    )
 
 
 def _result(session: Session, row: JobRow) -> JobResult:

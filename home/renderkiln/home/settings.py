@@ -95,6 +95,9 @@ class Settings(BaseSettings):
     patience: float = Field(
         300.0, ge=0, description="Seconds for which a worker keeps a picture that its store or ledger does not take."
     )
+    unwell_pause: float = Field(
+        300.0, gt=0, description="Seconds for which a worker on which five jobs in a row failed takes none; it doubles."
+    )
     lease: float = Field(30.0, ge=2, le=3600, description="Seconds without a sign of life until a worker is dead.")
     store_policy: Literal["any", "own"] = Field(
         "any", description="Whether a job may name its own store ('any') or only the worker's is written ('own')."

@@ -20,6 +20,7 @@ from renderkiln.home.connect import answering, connect
 from renderkiln.home.folder import DataFolder
 from renderkiln.home.pictures.naming import batch_name
 from renderkiln.home.settings import Settings, load
+from renderkiln.home.workers import live_workers
 from renderkiln.schema import names
 from renderkiln.schema.errors import BadInputError, JobFailedError, NotFoundError
 from renderkiln.schema.jobs import Failure, Job, JobOptions, JobResult, JobStatus, make_job, parse_request
@@ -27,7 +28,7 @@ from renderkiln.schema.spec import MAX_SEED, RenderSpec
 
 from . import cancel as canceling
 from .enqueue import Tally, enqueue, requeue
-from .fleet import Need, check_needs, live_workers
+from .fleet import Need, check_needs
 from .inputs import PICTURE_FIELDS, InputCarrier
 from .results import job_ids_of, read_batch, read_states
 from .stores import store_for_jobs

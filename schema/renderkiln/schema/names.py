@@ -55,3 +55,5 @@ WORKERS = "renderkiln:workers"
 
 #: Field of a job's hash that asks its worker to stop it.
 CANCEL_FIELD = "renderkiln_cancel"
+#: Field of a job's hash with the end of what was logged during its last failed attempt.
+LOG_FIELD = "renderkiln_log"

@@ -31,5 +31,8 @@ class WorkerInfo(Frozen):
     engine: str
     device: str
     store: str
-    state: Literal["starting", "idle", "busy"] = "starting"
+    #: unwell: it takes no jobs, since many in a row failed on it.
+    state: Literal["starting", "idle", "busy", "unwell"] = "starting"
+    #: Why it is unwell, and what to do.
+    reason: str = ""
     started_at: float

@@ -32,7 +32,7 @@ def status(
     Example: renderkiln status prompts-1a2b3c4d --json
     """
     from renderkiln.home.settings import load
-    from renderkiln.producer.fleet import live_workers
+    from renderkiln.home.workers import live_workers
     from renderkiln.producer.overview import recent_batches
     from renderkiln.producer.queue import BatchStatus, RenderQueue
 
@@ -63,6 +63,8 @@ def status(
     for worker in workers:
         about = f"{worker['state']}, {worker['engine']} on {worker['device']}"
         print(f"worker {worker['name']}: {about}, models {', '.join(worker['models'])}")
+        if worker["reason"]:
+            print(f"    {worker['reason']}")
     if not workers:
         print("no worker is up: start one with `renderkiln worker`")
 

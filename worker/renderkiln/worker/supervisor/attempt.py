@@ -35,6 +35,7 @@ from renderkiln.worker.protocol import (
     Step,
 )
 
+from .attempt_log import details
 from .child import Renderer
 from .delivery import Delivery
 from .outage import Backoff
@@ -328,7 +329,7 @@ class _Attempt:
         if message.kind == errors.CanceledError.kind:
             raise self._reason()
         if message.details:
-            log.debug("the renderer's account of the failure:\n%s", message.details)
+            details.debug("the renderer's account of the failure:\n%s", message.details)
         error = errors.error_of(message.kind, errors.RenderFailedError)
         if error is errors.OutOfMemoryError:
             self._renderer.kill()  # nothing else gives all memory back: the next try begins with an empty one

@@ -39,6 +39,13 @@ class Outcome:
     render_seconds: float = 0.0
     write_seconds: float = 0.0
 
+    #: What was logged meanwhile, where it failed.
+    log: str = ""
+
+    @property
+    def is_done(self) -> bool:
+        return self.failure is None and not (self.canceled or self.given_back or self.lost)
+
     @property
     def timings(self) -> dict[str, float]:
         names = ("load_seconds", "render_seconds", "write_seconds")

@@ -31,19 +31,23 @@ from rq.utils import now as rq_now
 from rq.worker.base import WorkerStatus
 from rq.worker_registration import clean_worker_registry
 
+from renderkiln.home.workers import live_workers
 from renderkiln.schema import names
 from renderkiln.schema.errors import InvalidSpecError, WorkerUnavailableError
 from renderkiln.schema.events import Started
 from renderkiln.schema.jobs import Failure, Job, JobResult, JobStatus
 from renderkiln.schema.payload import read_payload
+from renderkiln.schema.workers import WorkerInfo
 
 from .endings import add_end, publish, refuse
-from .fates import tries_again
+from .health import Health
 from .outage import Backoff, is_outage, ride_out
 from .outcomes import Beat, Outcome
+from .postponing import Postponed
 from .rescue import rescue
 from .signals import Signals
 from .taking import claim, counter, take
+from .verdicts import Verdict, in_words, judge, remember, result_of
 
 log = logging.getLogger("renderkiln.supervisor")
 # RQ tells of every registry that it looks at, every few seconds; its warnings are worth hearing.
@@ -70,6 +74,7 @@ class RenderWorker(SimpleWorker):  # type: ignore[misc]  # RQ is untyped to us
         attempt: makes one attempt and says how it ended; must not raise.
         signals: how a running attempt is told to stop.
         announce: tells the world that this worker lives, with its state; called about every lease / 3.
+        health: told of each job that fails or finishes, and asked before one is taken.
         lease: seconds without a heartbeat after which others count this worker as dead.
         owner: a process for which this worker was started; it ends, when idle, once that is gone.
     """
@@ -84,6 +89,7 @@ class RenderWorker(SimpleWorker):  # type: ignore[misc]  # RQ is untyped to us
         on_ended: Callable[[Current, Outcome, JobStatus], None],
         signals: Signals,
         announce: Callable[[str], None],
+        health: Health,
         lease: float,
         owner: int | None = None,
     ) -> None:
@@ -102,6 +108,8 @@ class RenderWorker(SimpleWorker):  # type: ignore[misc]  # RQ is untyped to us
         self._on_ended = on_ended
         self._signals = signals
         self._announce = announce
+        self._health = health
+        self._postponed = Postponed(connection, name)
         self._lease = lease
         self._owner = owner
         self._current: Current | None = None
@@ -172,7 +180,7 @@ class RenderWorker(SimpleWorker):  # type: ignore[misc]  # RQ is untyped to us
 
     def heartbeat(self, timeout: int | None = None, pipeline: Any = None) -> None:
         super().heartbeat(timeout, pipeline)
-        self._announce("busy" if self._current else "idle")
+        self._announce("busy" if self._current else "unwell" if self._health.reason else "idle")
 
     def beat_while_rendering(self) -> Beat:
         """Keeps the lease of the job at hand; looks whether it is still ours and wanted. Survives an absent Redis."""
@@ -208,15 +216,17 @@ class RenderWorker(SimpleWorker):  # type: ignore[misc]  # RQ is untyped to us
                     self.heartbeat()
                 if self.should_run_maintenance_tasks:
                     self.run_maintenance_tasks()
-                found = take(self.connection, self._ordered_queues)
-                if found is not None:
-                    return found
-                if timeout is None:
-                    self._found_empty = True
-                    return None
-                if self._owner is not None and not psutil.pid_exists(self._owner):
-                    log.info("process %d, for which this worker was started, is gone: ending", self._owner)
-                    self._stop_requested = True
+                if not self._health.rests:
+                    self._postponed.bring_back(self._ordered_queues)
+                    found = take(self.connection, self._ordered_queues)
+                    if found is not None:
+                        if self._postponed.leave_to_others(*found):
+                            continue
+                        return found
+                    if self._is_done_here(burst=timeout is None):
+                        return None
+                elif timeout is None or self._owner is not None:
+                    self._stop_requested = True  # whoever started it is to hear why
                     return None
                 self._wait_for_news()
                 backoff.reset()
@@ -225,6 +235,17 @@ class RenderWorker(SimpleWorker):  # type: ignore[misc]  # RQ is untyped to us
                     raise
                 backoff.wait("Redis is away", error)
         return None
+
+    def _is_done_here(self, burst: bool) -> bool:
+        """Whether a worker that found its queues empty ends there: told to, or left behind, and nothing waits."""
+        is_orphan = self._owner is not None and not psutil.pid_exists(self._owner)
+        if not (burst or is_orphan) or self._postponed.is_any(self._ordered_queues):
+            return False
+        if is_orphan:
+            log.info("process %d, for which this worker was started, is gone: ending", self._owner)
+            self._stop_requested = True
+        self._found_empty = burst
+        return True
 
     def _wait_for_news(self) -> None:
         """Sleeps until anything happens in the fleet; submitting writes an event in the same MULTI as its jobs."""
@@ -328,55 +349,35 @@ class RenderWorker(SimpleWorker):  # type: ignore[misc]  # RQ is untyped to us
         )
 
     def _conclude(self, current: Current, queue: Queue, outcome: Outcome, seconds: float) -> None:
-        status = self._status_after(current, outcome)
-        self._on_ended(current, outcome, status)
-        job = current.job
+        job, rq_job, failure = current.job, current.rq_job, outcome.failure
+        rq_job.ended_at = rq_now()
+        verdict = judge(rq_job, job, outcome, self.name, self._live_workers)
+        self._on_ended(current, outcome, verdict.status)
         if outcome.lost:
             log.warning("job %s was given to another worker meanwhile: nothing more is written", job.id)
             self.execution = None
             return
-        if outcome.failure is not None:
-            kind, message = outcome.failure.kind, outcome.failure.message
-            log.warning("job %s, attempt %d: %s: %s", job.id, current.number, kind, message)
-        else:
-            made = f"{len(outcome.images)} of {job.num_images} images"
-            log.info("job %s %s: %s in %.1f s (%s)", job.id, status.value, made, seconds, job.spec.prompt[:60])
-        result = JobResult(
-            job_id=job.id,
-            batch=job.batch,
-            status=status,
-            images=tuple(outcome.images[k] for k in sorted(outcome.images)),
-            failure=outcome.failure if status is JobStatus.FAILED else None,
-            worker=self.name,
-            host=self.hostname or "",
-            attempt=current.number,
-            seconds=round(seconds, 6),
-        )
-        self._ride_out(lambda: self._write_end(current, queue, outcome, result), f"the end of job {job.id}")
+        if failure is not None:
+            remember(rq_job, job, current.execution.id, current.number, self.name, failure)
+        level = logging.INFO if failure is None else logging.WARNING
+        log.log(level, "%s", in_words(job, outcome, verdict, number=current.number, seconds=seconds))
+        self._health.ended(job.id, outcome)
+        about = {"worker": self.name, "host": self.hostname or "", "number": current.number, "seconds": seconds}
+        result = result_of(job, outcome, verdict, **about)
+        self._ride_out(lambda: self._write_end(current, queue, outcome, result, verdict), f"the end of job {job.id}")
 
-    def _status_after(self, current: Current, outcome: Outcome) -> JobStatus:
-        meta = current.rq_job.meta
-        if outcome.canceled:
-            return JobStatus.CANCELED
-        if outcome.given_back or outcome.lost:
-            meta["attempts"] = current.number - 1  # a shutdown uses up no attempt
-            return JobStatus.QUEUED
-        if outcome.failure is None:
-            return JobStatus.FINISHED
-        if outcome.tightened is not None:  # which can happen a few times only, and is worth a try each time
-            return JobStatus.QUEUED
-        meta["failures"] = counter(current.rq_job, "failures") + 1
-        again = tries_again(outcome.failure.kind, meta["failures"], current.job.max_attempts)
-        return JobStatus.QUEUED if again else JobStatus.FAILED
+    def _live_workers(self) -> list[WorkerInfo]:
+        found: list[WorkerInfo] = []
+        self._ride_out(lambda: found.extend(live_workers(self.connection)), "asking which workers are up")
+        return found
 
-    def _write_end(self, current: Current, queue: Queue, outcome: Outcome, result: JobResult) -> None:
+    def _write_end(self, current: Current, queue: Queue, outcome: Outcome, result: JobResult, verdict: Verdict) -> None:
         rq_job, execution = current.rq_job, current.execution
-        rq_job.ended_at = rq_now()
         with self.connection.pipeline() as pipe:
             pipe.watch(rq_job.key)  # whoever rescues the job changes it
             if self._holds(rq_job, execution):
                 pipe.multi()
-                add_end(pipe, rq_job, queue, result, outcome.failure)
+                add_end(pipe, rq_job, queue, result, outcome.failure, verdict.wait, outcome.log)
                 if result.status is JobStatus.FINISHED:
                     self.increment_successful_job_count(pipeline=pipe)
                 elif result.status is JobStatus.FAILED:
