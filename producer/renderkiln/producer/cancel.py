@@ -11,7 +11,8 @@ import redis
 from rq.command import send_stop_job_command
 from rq.exceptions import InvalidJobOperation, NoSuchJobError
 from rq.job import Job as RqJob
-from rq.registry import CanceledJobRegistry
+from rq.job import JobStatus as RqStatus
+from rq.registry import CanceledJobRegistry, ScheduledJobRegistry
 from rq.serializers import JSONSerializer
 
 from renderkiln.schema import names
@@ -61,7 +62,9 @@ def _cancel_piece(connection: redis.Redis, job_ids: Sequence[str]) -> int:
 
 def _end_as_canceled(connection: redis.Redis, pipe: redis.client.Pipeline, job: RqJob) -> None:
     # The id stays in its queue's list, where taking it out would cost the length of the list for each job. Workers
-    # drop what is no longer queued.
+    # drop what is no longer queued. One that waits for its time goes out of that registry, which costs next to nothing.
+    if job.get_status(refresh=False) == RqStatus.SCHEDULED:
+        pipe.zrem(ScheduledJobRegistry(job.origin, connection=connection).key, job.id)
     try:
         batch = read_payload(job.data).batch
     except InvalidSpecError:

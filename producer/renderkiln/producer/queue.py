@@ -9,7 +9,7 @@ for result in queue.as_completed(batch):
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any
@@ -232,10 +232,14 @@ class RenderQueue:
         )
 
     @answering()
-    def retry(self, what: str | SubmittedJob | SubmittedBatch) -> int:
-        """Queues failed and canceled jobs again; how many. Raises NotFoundError."""
-        target = self._target(what)
-        ids = [target.job_id] if target.job_id is not None else self._ids(target.batch)
+    def retry(self, what: str | SubmittedJob | SubmittedBatch | Sequence[str]) -> int:
+        """Queues failed and canceled jobs (or all such of a batch) again; how many. Raises NotFoundError."""
+        ids: Iterable[str]
+        if isinstance(what, (str, SubmittedJob, SubmittedBatch)):
+            target = self._target(what)
+            ids = [target.job_id] if target.job_id is not None else self._ids(target.batch)
+        else:
+            ids = what
         return requeue(self.connection, canceling.ended_jobs(self.connection, ids))
 
     def close(self) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import redis
 from rq import Queue
 from rq.job import Job as RqJob
+from rq.registry import ScheduledJobRegistry
 from rq.serializers import JSONSerializer
 
 from renderkiln.schema import names
@@ -17,12 +18,18 @@ from renderkiln.schema.jobs import PRIORITIES, Priority
 from renderkiln.schema.payload import read_payload
 
 #: A worker takes an id out of the list before it touches the job, so only the list can say whether the job still
-#: waits there; where it does not, all is left as it is. A script, since a MULTI cannot look before it writes.
+#: waits there; or, where it waits for its time after a failure, the sorted set of such jobs. Where neither has it, all
+#: is left as it is. A script, since a MULTI cannot look before it writes.
 _MOVE = """
-if redis.call('LREM', KEYS[1], 1, ARGV[1]) == 0 then
+local due = redis.call('ZSCORE', KEYS[5], ARGV[1])
+if redis.call('LREM', KEYS[1], 1, ARGV[1]) == 1 then
+    redis.call('RPUSH', KEYS[2], ARGV[1])
+elseif due then
+    redis.call('ZREM', KEYS[5], ARGV[1])
+    redis.call('ZADD', KEYS[6], due, ARGV[1])
+else
     return 0
 end
-redis.call('RPUSH', KEYS[2], ARGV[1])
 redis.call('SADD', KEYS[3], KEYS[2])
 redis.call('HSET', KEYS[4], 'origin', ARGV[2], 'data', ARGV[3])
 return 1
@@ -45,6 +52,8 @@ class Move:
             f"{Queue.redis_queue_namespace_prefix}{self.target}",
             Queue.redis_queues_keys,
             RqJob.key_for(self.job_id),
+            ScheduledJobRegistry.key_template.format(self.source),
+            ScheduledJobRegistry.key_template.format(self.target),
         )
         pipe.eval(_MOVE, len(keys), *keys, self.job_id, self.target, self.data)
 
