@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
@@ -65,7 +66,8 @@ def failed(
         if kind is not None:
             found = [job for job in found if kind == _kind(job)]
     if requeue:
-        _requeue(queue, jobs or [job.id for job in found if not job.is_refused], ask=not yes, as_json=as_json)
+        what = jobs or [[job.id for job in found if not job.is_refused]]
+        _requeue(queue, what, ask=not yes, as_json=as_json)
         return
     shown = found[: limit or None]
     if as_json:
@@ -76,17 +78,20 @@ def failed(
     if len(found) > len(shown):
         print(f"and {len(found) - len(shown):,} more: --limit 0 lists all")
     if any(not job.is_refused for job in found):
-        print(
-            "\n`renderkiln failed JOB` shows a job's log, `renderkiln failed --requeue JOB` (or --all) queues it again"
-        )
+        print("\nrenderkiln failed JOB            shows a job's attempts, and what was logged")
+        print("renderkiln failed --requeue JOB  queues it again (or --all, --batch, --kind)")
     elif not found:
         print("no job has failed")
 
 
-def _requeue(queue: RenderQueue, ids: Sequence[str], *, ask: bool, as_json: bool) -> None:
-    if ids and ask:
-        typer.confirm(f"Queue {count(len(ids), 'job')} again?", abort=True, err=True)
-    total = queue.retry(ids)
+def _requeue(queue: RenderQueue, what: Sequence[str] | Sequence[list[str]], *, ask: bool, as_json: bool) -> None:
+    """`what`: as `RenderQueue.retry` takes it, each."""
+    jobs = sum(1 if isinstance(each, str) else len(each) for each in what)
+    if jobs and ask:
+        if not sys.stdin.isatty():
+            raise BadInputError(f"{count(jobs, 'job')} would be queued again; say --yes.")
+        typer.confirm(f"Queue {count(jobs, 'job')} again?", abort=True, err=True)
+    total = sum(queue.retry(each) for each in what)
     print(json.dumps({"queued": total}) if as_json else f"{count(total, 'job')} queued again")
 
 
