@@ -126,7 +126,9 @@ class FakeWorker:
         self.connection.xadd(names.EVENTS, {"event": event.model_dump_json()})
 
 
-def announce_worker(connection: redis.Redis, *models: str, name: str = "mini-1", **more: Any) -> WorkerInfo:
+def announce_worker(
+    connection: redis.Redis, *models: str, name: str = "mini-1", state: str = "idle", **more: Any
+) -> WorkerInfo:
     """Puts up the sign that a live worker keeps up."""
     info = WorkerInfo(
         name=name,
@@ -136,7 +138,7 @@ def announce_worker(connection: redis.Redis, *models: str, name: str = "mini-1",
         engine="torch",
         device="mps",
         store="/renders",
-        state="idle",
+        state=state,
         started_at=time.time(),
         **more,
     )

@@ -66,8 +66,8 @@ def failed(
         if kind is not None:
             found = [job for job in found if kind == _kind(job)]
     if requeue:
-        what = jobs or [[job.id for job in found if not job.is_refused]]
-        _requeue(queue, what, ask=not yes, as_json=as_json)
+        ids = [job.id for job in found if not job.is_refused]
+        _requeue(queue, jobs if jobs else [ids], ask=not yes, as_json=as_json)
         return
     shown = found[: limit or None]
     if as_json:

@@ -212,7 +212,7 @@ class RenderWorker(SimpleWorker):  # type: ignore[misc]  # RQ is untyped to us
             try:
                 if time.monotonic() >= next_beat:
                     next_beat = time.monotonic() + self._lease / 3
-                    self.set_state(WorkerStatus.IDLE)
+                    self.set_state(WorkerStatus.SUSPENDED if self._health.rests else WorkerStatus.IDLE)
                     self.heartbeat()
                 if self.should_run_maintenance_tasks:
                     self.run_maintenance_tasks()

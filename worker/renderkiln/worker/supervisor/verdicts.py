@@ -37,7 +37,6 @@ def judge(
     outcome: Outcome,
     name: str,
     workers: Callable[[], Sequence[WorkerInfo]],
-    uniform: Callable[[float, float], float] = random.uniform,
 ) -> Verdict:
     """The verdict on an attempt by the worker of this name; notes in the job's meta what the next one must know.
 
@@ -65,7 +64,7 @@ def judge(
         elsewhere = bool(better_placed(meta, name, job.spec.model, workers(), time.time()))
     if fate.is_final(failures, job.max_attempts, elsewhere=elsewhere):
         return Verdict(JobStatus.FAILED)
-    wait = fate.wait(failures, uniform)
+    wait = fate.wait(failures, random.uniform)
     if fate.where is Where.HERE_FIRST:
         note_kept_on(meta, name, time.time() + wait + KEPT_FOR)
     return Verdict(JobStatus.QUEUED, wait)
