@@ -38,7 +38,7 @@ def failed(
     data_dir: DataDir = None,
     as_json: AsJson = False,
 ) -> None:
-    """List failed jobs by what they failed with; show one with its attempts and log; queue them again.
+    """List failed jobs, show one with its log, queue them again.
 
     What was refused because it is no job of ours is listed, and never queued again.
 
