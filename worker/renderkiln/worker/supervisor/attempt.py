@@ -185,7 +185,7 @@ class _Attempt:
         if job.store is None or job.store == around.store:
             return Store(around.store)
         if not around.may_name_store:
-            raise errors.InvalidSpecError(
+            raise errors.UnsupportedHereError(
                 f"this worker writes to its own store only, not to {job.store!r} (its setting store_policy is 'own')."
             )
         store = Store(job.store)

@@ -97,6 +97,7 @@ _BY_ERROR: dict[type[RenderkilnError], Fate] = {
     errors.ModelTooLargeError: _NOT_HERE,
     errors.MissingExtraError: _NOT_HERE,
     errors.SettingsError: _NOT_HERE,
+    errors.UnsupportedHereError: _NOT_HERE,
     # The same seed gives the same picture in the same form, so nothing is gained by another try here.
     errors.BadImageError: Fate(Where.ELSEWHERE_ONLY),
     # It may well be done another time.
