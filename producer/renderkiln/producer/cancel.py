@@ -11,7 +11,7 @@ import redis
 from rq import Queue
 from rq.command import send_command
 from rq.job import Job as RqJob
-from rq.registry import CanceledJobRegistry
+from rq.registry import CanceledJobRegistry, ScheduledJobRegistry
 from rq.serializers import JSONSerializer
 
 from renderkiln.home.reading import read_hashes
@@ -109,10 +109,11 @@ def _end_as_canceled(
     connection: redis.Redis, pipe: redis.client.Pipeline, job_id: str, batch: str, state: JobState
 ) -> None:
     # The id stays in its queue's list, where taking it out would cost the length of the list for each job. Workers
-    # drop what is no longer queued.
+    # drop what is no longer queued. One that waits for its time goes out of that registry, which costs next to nothing.
     result = JobResult(job_id=job_id, batch=batch, status=JobStatus.CANCELED)
     key = RqJob.key_for(job_id)
     kept = {names.FENCE: state.fence} if state.fence else {}
+    pipe.zrem(ScheduledJobRegistry(state.origin, connection=connection).key, job_id)
     pipe.hset(
         key,
         mapping={

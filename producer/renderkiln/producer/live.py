@@ -14,12 +14,12 @@ from rq.job import Job as RqJob
 
 from renderkiln.home.reading import read_hashes
 from renderkiln.home.replies import ReplyTooLargeError
+from renderkiln.home.workers import live_workers
 from renderkiln.schema import names
 from renderkiln.schema.events import Ended, ImageDone, Progress, Returned, Started, parse_event
 from renderkiln.schema.jobs import JobResult, JobStatus
 from renderkiln.schema.limits import MAX_EVENT, MAX_FIELD, MAX_MESSAGE
 
-from .fleet import live_workers
 from .patience import AWAY, Patience
 from .results import read_batch
 from .waiting import final_result, last_event

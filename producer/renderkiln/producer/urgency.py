@@ -5,10 +5,13 @@ from __future__ import annotations
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import redis
 from rq import Queue
 from rq.job import Job as RqJob
+from rq.job import JobStatus as RqStatus
+from rq.registry import ScheduledJobRegistry
 from rq.serializers import JSONSerializer
 
 from renderkiln.schema import names
@@ -25,6 +28,8 @@ class Move:
     source: str
     target: str
     data: bytes
+    #: When it is tried again, where it waits for that after a failure, in seconds since 1970.
+    due: float | None = None
 
     def write(self, pipe: redis.client.Pipeline) -> None:
         """Adds the move to a MULTI that watches the job.
@@ -33,8 +38,12 @@ class Move:
         another queue and leaves it to that.
         """
         source, target = (f"{Queue.redis_queue_namespace_prefix}{name}" for name in (self.source, self.target))
-        pipe.lrem(source, 1, self.job_id)
-        pipe.rpush(target, self.job_id)
+        if self.due is None:
+            pipe.lrem(source, 1, self.job_id)
+            pipe.rpush(target, self.job_id)
+        else:
+            pipe.zrem(_scheduled(self.source), self.job_id)
+            pipe.zadd(_scheduled(self.target), {self.job_id: self.due})
         pipe.sadd(Queue.redis_queues_keys, target)
         pipe.hset(RqJob.key_for(self.job_id), mapping={"origin": self.target, "data": self.data})
 
@@ -62,8 +71,19 @@ def moves(connection: redis.Redis, wanted: Sequence[tuple[str, Priority]]) -> li
         moved = job.model_copy(update={"priority": priority})
         # As RQ stores a call: function, instance, arguments, keywords.
         data = zlib.compress(JSONSerializer.dumps((names.RENDER_FUNCTION, None, (moved.to_json(),), {})))
-        made.append(Move(job_id, origin, names.queue(priority, job.spec.model), data))
+        made.append(Move(job_id, origin, names.queue(priority, job.spec.model), data, _due(connection, job_id, origin)))
     return made
+
+
+def _due(connection: Any, job_id: str, queue_name: str) -> float | None:
+    if connection.hget(RqJob.key_for(job_id), "status") != RqStatus.SCHEDULED.value.encode():
+        return None
+    due: float | None = connection.zscore(_scheduled(queue_name), job_id)
+    return due
+
+
+def _scheduled(queue_name: str) -> str:
+    return str(ScheduledJobRegistry.key_template.format(queue_name))
 
 
 def _rank(queue_name: str) -> int:

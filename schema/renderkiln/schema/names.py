@@ -67,6 +67,8 @@ def set_aside(key: str) -> str:
 CANCEL_FIELD = "renderkiln_cancel"
 #: Field of the same: its worker is writing down how it ended, and a cancel comes too late.
 ENDING_FIELD = "renderkiln_ending"
+#: Field of the same: the end of what was logged during its last failed attempt.
+LOG_FIELD = "renderkiln_log"
 
 #: Number in a job's meta that grows with each queueing and each claim of it; see `records`.
 FENCE = "fence"

@@ -42,8 +42,9 @@ class WorkerInfo(Frozen):
     engine: str
     device: str
     store: str
-    #: A paused worker takes no job, or keeps what it has rendered, until something is put right: see `reason`.
-    state: Literal["starting", "idle", "busy", "paused"] = "starting"
+    #: A paused worker takes no job, or keeps what it has rendered, until something is put right; an unwell one takes
+    #: none since many in a row failed on it: see `reason`.
+    state: Literal["starting", "idle", "busy", "paused", "unwell"] = "starting"
     #: What is in its way, as a sentence; empty: nothing.
     reason: str = ""
     started_at: float

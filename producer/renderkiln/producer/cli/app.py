@@ -16,7 +16,7 @@ import typer
 from renderkiln.home.showing import plain
 from renderkiln.schema.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_UNAVAILABLE, RenderkilnError
 
-from . import asking, doctor, hub, looking, machine, rendering, report
+from . import asking, doctor, failing, hub, looking, machine, rendering, report
 
 app = typer.Typer(
     name="renderkiln",
@@ -44,6 +44,7 @@ def _root(
 rendering.add_commands(app)
 asking.add_commands(app)
 looking.add_commands(app)
+failing.add_commands(app)
 machine.add_commands(app)
 doctor.add_commands(app)
 report.add_commands(app)

@@ -87,7 +87,7 @@ def submit(
     print(f"queued {tally.queued:,}, waiting already {tally.joined:,}{moved}, rendered already {tally.done:,}")
     if tally.done and not tally.queued:
         print("nothing new to render; --again renders anew, another --seed gives other pictures")
-    from renderkiln.producer.fleet import live_workers
+    from renderkiln.home.workers import live_workers
 
     if tally.queued and not live_workers(queue.connection):
         print("no worker is up: start one with `renderkiln worker`")

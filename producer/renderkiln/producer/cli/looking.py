@@ -33,7 +33,7 @@ def status(
     Example: renderkiln status prompts-1a2b3c4d --json
     """
     from renderkiln.home.settings import load
-    from renderkiln.producer.fleet import live_workers
+    from renderkiln.home.workers import live_workers
     from renderkiln.producer.overview import recent_batches
     from renderkiln.producer.queue import BatchStatus, RenderQueue
 

@@ -155,14 +155,16 @@ class _Run:
         self._worker.ensure_running()
 
     def _somebody_else_renders(self) -> bool:
-        from renderkiln.producer.fleet import can_render, live_workers
+        from renderkiln.home.workers import live_workers
+        from renderkiln.producer.fleet import can_render
         from renderkiln.producer.patience import AWAY
 
         try:
             workers = live_workers(self._queue.connection)
         except AWAY:
             return True  # that cannot be known now; the next view will tell that Redis is away
-        return any(all(can_render(worker, need) for need in self._prepared.needs) for worker in workers)
+        well = [worker for worker in workers if worker.state != "unwell"]
+        return any(all(can_render(worker, need) for need in self._prepared.needs) for worker in well)
 
     def _interrupt(self, signum: int, frame: Any) -> None:
         self._interrupts += 1

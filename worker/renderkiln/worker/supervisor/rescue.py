@@ -100,7 +100,7 @@ def _put_back(connection: Any, queue: Queue, job_id: str, member: str, refusals:
         pipe.zrem(registry, member)
         pipe.delete(f"rq:execution:{member}")
         if is_ours and rescues >= MAX_RESCUES:
-            add_set_aside(pipe, job, queue)
+            add_set_aside(pipe, job, queue, counter(job, "attempts"))
         elif is_ours:
             mapping = {"meta": JSONSerializer.dumps(job.meta), "status": RqStatus.QUEUED.value, "worker_name": ""}
             pipe.hset(key, mapping=mapping)
