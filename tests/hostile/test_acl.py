@@ -176,7 +176,6 @@ def test_a_producer_and_a_worker_do_all_their_work_under_their_lines(
         "KEYS *",
         "SCAN 0",
         "RANDOMKEY",
-        
         "INFO",
         "CLIENT LIST",
         "CLIENT KILL ID 1",
