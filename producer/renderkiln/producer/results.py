@@ -55,7 +55,7 @@ def read_states(connection: redis.Redis, job_ids: Sequence[str]) -> list[JobStat
 def read_jobs(connection: redis.Redis, job_ids: Sequence[str]) -> list[tuple[Job, str] | None]:
     """Each job as it was queued, and its queue; None where it is not there, or none of ours."""
     found = read_hashes(connection, [RqJob.key_for(job_id) for job_id in job_ids], "data", "origin")
-    return [None if row is None else _job(*row) for row in found]
+    return [None if row is None else _job(job_id, *row) for job_id, row in zip(job_ids, found, strict=True)]
 
 
 def read_batch(connection: redis.Redis, batch: str) -> Iterator[tuple[str, JobState | None]]:
@@ -84,11 +84,11 @@ def job_ids_of(connection: redis.Redis, batch: str, start: int = 0, end: int = -
     return [job_id.decode(errors="replace") for job_id in found]
 
 
-def _job(packed: bytes | None, origin: bytes | None) -> tuple[Job, str] | None:
+def _job(job_id: str, packed: bytes | None, origin: bytes | None) -> tuple[Job, str] | None:
     if packed is None:
         return None
     try:
-        return read_payload(unpack_payload(packed)), (origin or b"")[:MAX_FIELD].decode(errors="replace")
+        return read_payload(unpack_payload(packed), job_id), (origin or b"")[:MAX_FIELD].decode(errors="replace")
     except InvalidSpecError:
         return None
 

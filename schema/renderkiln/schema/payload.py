@@ -27,11 +27,14 @@ def unpack_payload(packed: bytes) -> bytes:
         return packed
 
 
-def read_payload(data: bytes) -> Job:
+def read_payload(data: bytes, job_id: str | None = None) -> Job:
     """The job in RQ's (decompressed) `data`.
 
+    Args:
+        job_id: under which it stands in Redis. What is written of a job goes by this id and by its own: both are one.
+
     Raises:
-        InvalidSpecError: another function, other arguments, too large, or not a valid job.
+        InvalidSpecError: another function, other arguments, too large, not a valid job, or another one.
     """
     if len(data) > MAX_PAYLOAD:
         raise InvalidSpecError(f"a payload of {len(data):,} bytes is over the limit of {MAX_PAYLOAD:,}")
@@ -49,4 +52,7 @@ def read_payload(data: bytes) -> Job:
         raise InvalidSpecError("the render function takes one argument")
     if not isinstance(arguments[0], str):
         raise InvalidSpecError("the job is not a JSON text")
-    return parse_job(arguments[0])
+    job = parse_job(arguments[0])
+    if job_id not in (None, job.id):
+        raise InvalidSpecError(f"it stands under the id of another job: it is {job.id}")
+    return job

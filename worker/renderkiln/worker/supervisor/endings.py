@@ -129,7 +129,7 @@ def add_set_aside(pipe: Any, rq_job: RqJob, queue: Queue, attempts: int) -> None
     )
     failure = Failure(kind=RendererDiedError.kind, message=message)
     try:
-        batch = read_payload(rq_job.data).batch
+        batch = read_payload(rq_job.data, rq_job.id).batch
     except InvalidSpecError:
         add_refusal(pipe, rq_job.id, queue, failure)
         return

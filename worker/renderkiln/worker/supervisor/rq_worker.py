@@ -249,7 +249,7 @@ class RenderWorker(GuardedWorker):
 
     def execute_job(self, job: RqJob, queue: Queue) -> None:
         try:
-            asked = read_payload(job.data)
+            asked = read_payload(job.data, job.id)
         except InvalidSpecError as error:
             self._refusals.job(job.id, queue.name, str(error))
             failure = Failure(kind=error.kind, message=str(error))
