@@ -34,7 +34,8 @@ class FakeWorker:
 
     def take(self) -> Job | None:
         """The next job of any queue, now started."""
-        keys = sorted(self.connection.scan_iter("rq:queue:renderkiln:*"), key=_rank)
+        known = self.connection.smembers("rq:queues")
+        keys = sorted((key for key in known if key.startswith(b"rq:queue:renderkiln:")), key=_rank)
         for key in keys:
             while (job_id := self.connection.lpop(key)) is not None:
                 if self.connection.hget(RqJob.key_for(job_id.decode()), "status") != b"queued":
@@ -127,9 +128,11 @@ class FakeWorker:
         self.connection.xadd(names.EVENTS, {"event": event.model_dump_json()})
 
 
-def announce_worker(connection: redis.Redis, *models: str, name: str = "mini-1", **more: Any) -> WorkerInfo:
+def announce_worker(
+    connection: redis.Redis, *models: str, name: str = "mini-1", state: str = "idle", **more: Any
+) -> WorkerInfo:
     """Puts up the sign that a live worker keeps up."""
-    about = {"host": "mini", "pid": 1, "engine": "torch", "device": "mps", "store": "/renders", "state": "idle"}
+    about = {"host": "mini", "pid": 1, "engine": "torch", "device": "mps", "store": "/renders", "state": state}
     info = WorkerInfo(**{"name": name, "models": models, "started_at": time.time(), **about, **more})
     connection.set(names.worker(name), info.model_dump_json(), ex=60)
     connection.zadd(names.WORKERS, {name: time.time()})

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from tests.fakes import announce_worker, job_keys
 
 from renderkiln.home.folder import DataFolder
+from renderkiln.home.workers import live_workers
 from renderkiln.producer import RenderQueue
-from renderkiln.producer.fleet import Need, can_render, check_needs, live_workers
+from renderkiln.producer.fleet import Need, can_render, check_needs
 from renderkiln.schema import names, parse_spec
 from renderkiln.schema.errors import BadInputError, InvalidSpecError, ModelNotFoundError
 from renderkiln.schema.workers import WorkerInfo

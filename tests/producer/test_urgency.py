@@ -5,6 +5,9 @@ from __future__ import annotations
 import threading
 
 import pytest
+import redis
+from rq import Queue
+from rq.serializers import JSONSerializer
 from tests.fakes import FakeWorker, job_keys, stored
 
 from renderkiln.producer import RenderQueue
@@ -13,6 +16,7 @@ from renderkiln.schema import JobStatus, names
 from renderkiln.schema.jobs import PRIORITIES, Job, JobOptions, Priority, make_job
 from renderkiln.schema.payload import read_payload
 from renderkiln.schema.spec import RenderSpec
+from renderkiln.worker.supervisor.taking import claim, take
 
 LISTS: dict[Priority, str] = {each: f"rq:queue:{names.queue(each, 'shapes')}" for each in PRIORITIES}
 
@@ -61,41 +65,60 @@ def test_a_list_is_moved_up_as_a_whole_but_for_what_runs(queue: RenderQueue) -> 
     assert worker.finish_all() == 1199
 
 
-def test_a_job_that_a_worker_is_just_taking_is_left_to_it(queue: RenderQueue) -> None:
+def queues(queue: RenderQueue) -> list[Queue]:
+    """As a worker looks at them: the most urgent first."""
+    return [
+        Queue(key.removeprefix("rq:queue:"), connection=queue.connection, serializer=JSONSerializer)
+        for key in LISTS.values()
+    ]
+
+
+def test_a_job_that_a_worker_is_just_taking_is_moved_and_the_worker_leaves_it(queue: RenderQueue) -> None:
     job = queue.submit(prompt="a cat", seed=7, priority="low")
     # Between the list and the first word about the job: where a real worker is for a millisecond.
-    queue.connection.lmove(LISTS["low"], f"{LISTS['low']}:intermediate", "LEFT", "RIGHT")
-    before = stored(queue.connection, job.id).data
+    taken = take(queue.connection, queues(queue))
+    assert taken is not None
     queue.submit(prompt="a cat", seed=7, priority="high")
-    assert waiting(queue) == {"high": [], "normal": [], "low": []}
-    assert stored(queue.connection, job.id).data == before
+    assert waiting(queue) == {"high": [job.id], "normal": [], "low": []}
+    assert not claim(queue.connection, *taken, lambda pipe: pytest.fail("it belongs to another queue by now"))
+    assert queue.connection.llen(taken[1].intermediate_queue_key) == 0
+    again = take(queue.connection, queues(queue))
+    assert again is not None
+    assert (again[0].id, again[1].key) == (job.id, LISTS["high"])
 
 
 def test_workers_that_take_jobs_meanwhile_get_each_once(queue: RenderQueue) -> None:
-    jobs = cats(3000, "low")
+    jobs = cats(600, "low")
     enqueue(queue.connection, jobs, "cats", "cats")
     taken: list[str] = []
     moving = threading.Event()
-
     moved = threading.Event()
 
-    def take() -> None:
+    def run() -> None:
         moving.wait()
         while not moved.is_set():
-            take_some()
+            take_one()
 
-    def take_some() -> bool:
-        found = [job.decode() for key in LISTS.values() for job in queue.connection.lpop(key, 1) or []]
-        taken.extend(found)
-        return bool(found)
+    def take_one() -> bool:
+        found = take(queue.connection, queues(queue))
+        if found is None:
+            return False
+        job, source = found
+        while True:
+            try:
+                if claim(queue.connection, job, source, lambda pipe: pipe.hset(job.key, "status", "started")):
+                    taken.append(job.id)
+                return True
+            except redis.WatchError:
+                continue  # as a worker does
 
-    taking = threading.Thread(target=take)
+    taking = threading.Thread(target=run)
     taking.start()
     moving.set()
-    enqueue(queue.connection, cats(3000, "high"), "cats", "cats")
+    enqueue(queue.connection, cats(600, "high"), "cats", "cats")
     moved.set()
     taking.join()
-    while take_some():
+    while take_one():
         pass
     assert sorted(taken) == sorted(job.id for job in jobs)
 

@@ -24,6 +24,8 @@ from renderkiln.producer import RenderQueue
 from renderkiln.schema import names
 from renderkiln.schema.events import Event, parse_event
 
+from .bench import Bench
+
 #: A step of the tiny model takes some milliseconds, so this many take seconds: long enough to be interrupted.
 LONG = 900
 
@@ -146,3 +148,21 @@ def make_house(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> It
 @pytest.fixture
 def house(make_house: Callable[..., House]) -> House:
     return make_house()
+
+
+@pytest.fixture
+def make_bench(house: House) -> Iterator[Callable[..., Bench]]:
+    made: list[Bench] = []
+
+    def make(name: str = "bench") -> Bench:
+        made.append(Bench(house, name))
+        return made[-1]
+
+    yield make
+    for bench in made:
+        bench.close()
+
+
+@pytest.fixture
+def bench(make_bench: Callable[..., Bench]) -> Bench:
+    return make_bench()

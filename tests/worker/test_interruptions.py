@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import pytest
 
+from renderkiln.producer.failures import story
 from renderkiln.schema.errors import JobFailedError
 from renderkiln.schema.jobs import JobStatus
 
@@ -61,21 +62,24 @@ def test_cancel_stops_between_steps_and_the_worker_goes_on(house: House) -> None
     house.queue.cancel(waiting)
 
 
-def test_a_renderer_killed_in_mid_job_costs_one_image_at_most(house: House) -> None:
+def test_a_renderer_that_crashes_in_mid_job_costs_one_image_at_most_and_leaves_its_log(house: House) -> None:
     job = house.submit(steps=150, num_images=3)
     worker = house.start_worker()
     house.wait_for("image", job.id)
     house.wait_for_step(job.id)
     (renderer,) = house.children(worker)
-    os.kill(renderer, signal.SIGKILL)
+    os.kill(renderer, signal.SIGSEGV)
     result = house.queue.wait(job, timeout=90)
     assert [image.k for image in result.images] == [0, 1, 2]
     (first, second) = _attempts(house, job.id)
     assert first == (1, "failed", "renderer_died")
     assert second[:2] == (2, "finished")
     by = _renderings(house, job.id)
-    assert by[0] != by[2], "what was recorded before the kill is not rendered again"
+    assert by[0] != by[2], "what was recorded before the crash is not rendered again"
     assert worker.poll() is None
+    crashed, finished = story(house.queue.connection, house.folder, job.id).attempts
+    assert "Fatal Python error: Segmentation fault" in crashed.log
+    assert (crashed.outcome, finished.outcome, finished.log) == ("failed", "finished", "")
 
 
 def test_everything_killed_in_mid_list_goes_on_where_it_was(house: House) -> None:

@@ -5,83 +5,19 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import time
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable
 
 import pytest
-from rq import Queue
 from rq.job import Job as RqJob
-from rq.serializers import JSONSerializer
 
 from renderkiln.schema import names
 from renderkiln.schema.errors import LedgerError
 from renderkiln.schema.jobs import Failure, JobStatus
 from renderkiln.worker.supervisor.outcomes import Beat, Current, Outcome
-from renderkiln.worker.supervisor.rescue import rescue
-from renderkiln.worker.supervisor.rq_worker import RenderWorker
-from renderkiln.worker.supervisor.signals import Signals
 from renderkiln.worker.supervisor.taking import claim, take
 
+from .bench import Bench
 from .conftest import House
-
-
-class Bench:
-    """A supervisor's loop in this process; each attempt at a job is what the test says."""
-
-    def __init__(self, house: House) -> None:
-        self.house, self.signals = house, Signals()
-        self.connection: Any = house.server.client()
-        self.does: Callable[[Current], Outcome] = lambda current: Outcome()
-        self.attempts: list[Current] = []
-        self.worker = RenderWorker(
-            [names.queue("normal", "tiny")],
-            connection=self.connection,
-            name="bench",
-            attempt=self._attempt,
-            on_ended=lambda current, outcome, status: None,
-            signals=self.signals,
-            announce=lambda state: None,
-            lease=30.0,
-        )
-
-    @property
-    def queue(self) -> Queue:
-        return Queue(names.queue("normal", "tiny"), connection=self.connection, serializer=JSONSerializer)
-
-    def _attempt(self, current: Current) -> Outcome:
-        self.attempts.append(current)
-        return self.does(current)
-
-    def run_one(self) -> None:
-        taken = take(self.connection, [self.queue])
-        assert taken is not None
-        self.worker.execute_job(*taken)
-
-    def rescue(self) -> int:
-        return rescue(self.connection, [self.queue], lambda name: f"rq:worker:{name}", patience=0.0)
-
-    def let_lease_end(self) -> None:
-        registry = self.queue.started_job_registry.key
-        for member in self.connection.zrange(registry, 0, -1):
-            self.connection.zadd(registry, {member: time.time() - 1})
-
-    def lists(self) -> tuple[int, int, int]:
-        """How many ids the queue, its intermediate list and the registry of started jobs hold."""
-        queue = self.queue
-        return (
-            self.connection.llen(queue.key),
-            self.connection.llen(queue.intermediate_queue_key),
-            self.connection.zcard(queue.started_job_registry.key),
-        )
-
-
-@pytest.fixture
-def bench(house: House) -> Iterator[Bench]:
-    made = Bench(house)
-    yield made
-    made.signals.close()
-    made.connection.close()
 
 
 class OnWarning(logging.Handler):

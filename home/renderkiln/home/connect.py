@@ -14,6 +14,7 @@ from redis.retry import Retry
 from renderkiln.schema.errors import ServerUnavailableError, SettingsError
 
 from .folder import DataFolder
+from .replies import bounded
 from .server import SOCKET_TIMEOUT, EmbeddedServer
 from .settings import Settings, mask_url
 
@@ -47,12 +48,14 @@ def connect(settings: Settings) -> Connection:
     if complaint:
         raise SettingsError(f"redis_url {shown!r} is not a Redis URL: it {complaint}")
     try:
-        client = redis.Redis.from_url(
-            url,
-            socket_connect_timeout=10,
-            socket_timeout=SOCKET_TIMEOUT,
-            health_check_interval=30,
-            retry=Retry(ExponentialWithJitterBackoff(base=0.05, cap=1.0), 3),
+        client = bounded(
+            redis.Redis.from_url(
+                url,
+                socket_connect_timeout=10,
+                socket_timeout=SOCKET_TIMEOUT,
+                health_check_interval=30,
+                retry=Retry(ExponentialWithJitterBackoff(base=0.05, cap=1.0), 3),
+            )
         )
     except ValueError as error:
         raise SettingsError(f"redis_url {shown!r} is not a Redis URL: {error}") from None

@@ -26,7 +26,7 @@ from sqlalchemy.exc import DatabaseError
 from sqlalchemy.orm import Session
 
 from renderkiln.schema.errors import LedgerError
-from renderkiln.schema.jobs import Failure, ImageResult, Job, JobResult, JobStatus
+from renderkiln.schema.jobs import Attempt, Failure, ImageResult, Job, JobResult, JobStatus
 from renderkiln.schema.tables import AttemptRow, BatchRow, ImageRow, JobRow, LedgerAboutRow, TuningRow, WorkerRow
 
 from . import ledger_changes as changes
@@ -161,6 +161,7 @@ class Ledger:
         failure: Failure | None = None,
         timings: Mapping[str, float] | None = None,
         memory: Mapping[str, int] | None = None,
+        log: str = "",
     ) -> None:
         """Closes an attempt and sets its job's status (`QUEUED` where the job goes back to its queue).
 
@@ -169,6 +170,7 @@ class Ledger:
         Args:
             timings: `load_seconds`, `render_seconds` and `write_seconds`, as far as they are known.
             memory: `peak_bytes`, `loads` and `evictions`, as far as they are known.
+            log: the end of what was logged meanwhile, where it failed.
         """
         now = utc_now()
         failed = {
@@ -176,9 +178,8 @@ class Ledger:
             "failure_message": failure.message if failure else None,
         }
         with self._change() as (connection, revision):
-            ended = changes.end_of_attempt(
-                ended_at=now, outcome=outcome, revision=revision, **failed, **(timings or {}), **(memory or {})
-            )
+            known = {**(timings or {}), **(memory or {}), "log": log or None}
+            ended = changes.end_of_attempt(ended_at=now, outcome=outcome, revision=revision, **failed, **known)
             closed = connection.execute(changes.ATTEMPT_ENDED, ended | {"of_execution": execution_id})
             if not closed.rowcount:
                 return
@@ -214,6 +215,14 @@ class Ledger:
         with self.reading() as session:
             row = session.get(JobRow, job_id)
             return None if row is None else _result(session, row)
+
+    def attempts_of(self, job_id: str) -> list[Attempt]:
+        """The attempts at a job that were made on this machine, in order."""
+        with self.reading() as session:
+            rows = session.scalars(
+                sa.select(AttemptRow).where(AttemptRow.job_id == job_id).order_by(AttemptRow.started_at)
+            )
+            return [_attempt(row) for row in rows]
 
     def batch_results(self, batch_id: str) -> Iterator[JobResult]:
         """The jobs of a batch that a worker has taken, by their index."""
@@ -319,6 +328,23 @@ def _chunks(items: Sequence[str], size: int) -> Iterable[Sequence[str]]:
 
 def _image(row: ImageRow) -> ImageResult:
     return ImageResult(**{name: getattr(row, name) for name in ImageResult.model_fields})
+
+
+def _attempt(row: AttemptRow) -> Attempt:
+    failure = Failure(kind=row.failure_kind, message=row.failure_message or "") if row.failure_kind else None
+    return Attempt.model_validate(
+        {
+            "execution_id": row.execution_id,
+            "job_id": row.job_id,
+            "number": row.number,
+            "worker": row.worker,
+            "started_at": row.started_at.replace(tzinfo=timezone.utc),
+            "ended_at": row.ended_at and row.ended_at.replace(tzinfo=timezone.utc),
+            "outcome": row.outcome,
+            "failure": failure,
+            "log": row.log or "",
+        }
+    )
 
 
 def _result(session: Session, row: JobRow) -> JobResult:

@@ -67,6 +67,7 @@ _END = (
     "peak_bytes",
     "loads",
     "evictions",
+    "log",
 )
 ATTEMPT_ENDED = (
     sa.update(_ATTEMPTS)

@@ -24,6 +24,7 @@ from redis.retry import Retry
 from renderkiln.schema.errors import ServerUnavailableError
 
 from .folder import DataFolder
+from .replies import bounded
 
 START_TIMEOUT = 60.0
 #: Seconds in which a server must answer a command. Longer than any read that waits for news: see `EventReader`.
@@ -57,7 +58,9 @@ class EmbeddedServer:
     def client(self) -> redis.Redis:
         """A client for the socket; it does not look whether anyone listens."""
         retry = Retry(ExponentialWithJitterBackoff(base=0.05, cap=1.0), 3)
-        return redis.Redis(unix_socket_path=str(self._folder.socket), socket_timeout=SOCKET_TIMEOUT, retry=retry)
+        return bounded(
+            redis.Redis(unix_socket_path=str(self._folder.socket), socket_timeout=SOCKET_TIMEOUT, retry=retry)
+        )
 
     def ensure_running(self, timeout: float = START_TIMEOUT) -> bool:
         """Finds the running server or starts one; true if this call started it.

@@ -101,6 +101,9 @@ class Settings(BaseSettings):
         ge=0,
         description="Disk in the data folder for pictures whose store is away for longer than patience; 0: none.",
     )
+    unwell_pause: float = Field(
+        300.0, gt=0, description="Seconds for which a worker on which five jobs in a row failed takes none; it doubles."
+    )
     lease: float = Field(30.0, ge=2, le=3600, description="Seconds without a sign of life until a worker is dead.")
     store_policy: Literal["any", "own"] = Field(
         "any", description="Whether a job may name its own store ('any') or only the worker's is written ('own')."

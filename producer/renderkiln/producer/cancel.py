@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain, islice
@@ -10,20 +9,19 @@ from typing import Any
 
 import redis
 from rq import Queue
-from rq.command import send_stop_job_command
-from rq.exceptions import InvalidJobOperation, NoSuchJobError
+from rq.command import send_command
 from rq.job import Job as RqJob
-from rq.registry import CanceledJobRegistry
+from rq.registry import CanceledJobRegistry, ScheduledJobRegistry
 from rq.serializers import JSONSerializer
 
+from renderkiln.home.reading import read_hashes
 from renderkiln.schema import names
-from renderkiln.schema.errors import InvalidSpecError
 from renderkiln.schema.events import Ended
 from renderkiln.schema.jobs import Job, JobResult, JobStatus
-from renderkiln.schema.payload import read_payload
+from renderkiln.schema.limits import MAX_FIELD
 
 from .enqueue import CHUNK
-from .results import JobState, read_states
+from .results import JobState, read_jobs, read_states
 
 _MAY_GO_AGAIN = (JobStatus.FAILED, JobStatus.CANCELED)
 
@@ -74,21 +72,18 @@ def _cancel_piece(connection: redis.Redis, job_ids: Sequence[str]) -> int:
             for job_id in _ending(connection, still_open):
                 del still_open[job_id]
             waiting = [job_id for job_id, state in still_open.items() if state.status is JobStatus.QUEUED]
-            found = RqJob.fetch_many(waiting, connection=connection, serializer=JSONSerializer) if waiting else []
+            jobs = dict(zip(waiting, read_jobs(connection, waiting), strict=True))
             pipe.multi()
             for job_id in still_open:
                 pipe.hset(RqJob.key_for(job_id), names.CANCEL_FIELD, "1")
-            for job in found:
-                if job is not None:  # else it was just forgotten, and the watch will say so
-                    _end_as_canceled(connection, pipe, job)
+            for job_id, found in jobs.items():
+                batch = found[0].batch if found else "unknown"
+                _end_as_canceled(connection, pipe, job_id, batch, still_open[job_id])
             try:
                 pipe.execute()
             except redis.WatchError:
                 continue
-        for job_id in still_open.keys() - set(waiting):
-            # The worker would see the mark with its next heartbeat; this makes it at once.
-            with contextlib.suppress(InvalidJobOperation, NoSuchJobError):
-                send_stop_job_command(connection, job_id, serializer=JSONSerializer)
+        _tell_workers(connection, [job_id for job_id in still_open if job_id not in jobs])
         return len(still_open)
 
 
@@ -101,24 +96,33 @@ def _ending(connection: redis.Redis, states: Mapping[str, JobState]) -> list[str
         return [job_id for job_id, is_ending in zip(running, pipe.execute(), strict=True) if is_ending]
 
 
-def _end_as_canceled(connection: redis.Redis, pipe: redis.client.Pipeline, job: RqJob) -> None:
+def _tell_workers(connection: redis.Redis, job_ids: Sequence[str]) -> None:
+    """Workers would see the mark with their next heartbeat; this makes it at once."""
+    found = read_hashes(connection, [RqJob.key_for(job_id) for job_id in job_ids], "worker_name")
+    for job_id, row in zip(job_ids, found, strict=True):
+        name = row[0] if row else None
+        if name and len(name) <= MAX_FIELD:
+            send_command(connection, name.decode(errors="replace"), "stop-job", job_id=job_id)
+
+
+def _end_as_canceled(
+    connection: redis.Redis, pipe: redis.client.Pipeline, job_id: str, batch: str, state: JobState
+) -> None:
     # The id stays in its queue's list, where taking it out would cost the length of the list for each job. Workers
-    # drop what is no longer queued.
-    try:
-        batch = read_payload(job.data).batch
-    except InvalidSpecError:
-        batch = "unknown"
-    result = JobResult(job_id=job.id, batch=batch, status=JobStatus.CANCELED)
-    kept = {names.FENCE: job.meta[names.FENCE]} if names.FENCE in job.meta else {}
+    # drop what is no longer queued. One that waits for its time goes out of that registry, which costs next to nothing.
+    result = JobResult(job_id=job_id, batch=batch, status=JobStatus.CANCELED)
+    key = RqJob.key_for(job_id)
+    kept = {names.FENCE: state.fence} if state.fence else {}
+    pipe.zrem(ScheduledJobRegistry(state.origin, connection=connection).key, job_id)
     pipe.hset(
-        job.key,
+        key,
         mapping={
             "status": "canceled",
             "meta": JSONSerializer.dumps(kept | {"result": result.model_dump(mode="json")}),
         },
     )
-    pipe.expire(job.key, names.RESULT_TTL)
-    pipe.zadd(CanceledJobRegistry(job.origin, connection=connection).key, {job.id: time.time() + names.RESULT_TTL})
+    pipe.expire(key, names.RESULT_TTL)
+    pipe.zadd(CanceledJobRegistry(state.origin, connection=connection).key, {job_id: time.time() + names.RESULT_TTL})
     event = Ended(time=time.time(), result=result)
     pipe.xadd(names.EVENTS, {"event": event.model_dump_json()}, maxlen=names.EVENTS_LENGTH, approximate=True)
 
@@ -131,14 +135,9 @@ def ended_jobs(connection: redis.Redis, job_ids: Iterable[str]) -> Iterator[Job]
     for piece in _pieces(job_ids):
         states = zip(piece, read_states(connection, piece), strict=True)
         ended = [job_id for job_id, state in states if state is not None and state.status in _MAY_GO_AGAIN]
-        for job in RqJob.fetch_many(ended, connection=connection, serializer=JSONSerializer) if ended else []:
-            if job is None:  # forgotten just now
-                continue
-            try:
-                again = read_payload(job.data)
-            except InvalidSpecError:
-                continue
-            yield again
+        for found in read_jobs(connection, ended):
+            if found is not None:
+                yield found[0]
 
 
 def _pieces(job_ids: Iterable[str]) -> Iterator[list[str]]:

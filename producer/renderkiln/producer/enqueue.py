@@ -146,14 +146,14 @@ def _enqueue_chunk(
                 _list(pipe, chunk, listing, tally)
             _announce(pipe, fresh)
             try:
-                replies = pipe.execute()
+                pipe.execute()
             except redis.WatchError:
                 continue  # somebody else queued or took one of them just now: look again
         tally.jobs += len(chunk)
         tally.images += sum(job.num_images for job in chunk)
         tally.queued += len(fresh)
         tally.joined += joined + len(chunk) - len(unique)
-        tally.moved_up += sum(replies[: len(moving)])
+        tally.moved_up += len(moving)
         tally.done += done
         return
 
@@ -211,6 +211,8 @@ def _push(
         queue = queues.get(key)
         if queue is None:
             queue = queues[key] = Queue(names.queue(*key), connection=connection, serializer=JSONSerializer)
+            # The oldest that we run on. Else RQ asks with INFO, which a producer need not be allowed.
+            queue.redis_server_version = (6, 2, 0)
         queue.enqueue_many([_data(job, fence) for job in members], pipeline=pipe)
 
 

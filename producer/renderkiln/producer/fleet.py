@@ -1,18 +1,14 @@
-"""Who is there to render: the workers that are alive, and whether any of them can render what is asked for."""
+"""Whether any of the workers that are alive can render what is asked for."""
 
 from __future__ import annotations
 
 import platform
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
-
-import redis
-from pydantic import ValidationError
+from typing import NamedTuple
 
 from renderkiln.home.controlnets import find_controlnet
 from renderkiln.home.folder import DataFolder
 from renderkiln.home.models import engines_of, find_model, fixed_sizes
-from renderkiln.schema import names
 from renderkiln.schema.errors import BadInputError, InvalidSpecError, ModelNotFoundError, did_you_mean
 from renderkiln.schema.spec import RenderSpec, TextEncoder
 from renderkiln.schema.workers import WorkerInfo
@@ -33,21 +29,6 @@ class Need(NamedTuple):
     def of(cls, spec: RenderSpec) -> Need:
         controlnets = tuple(dict.fromkeys(net.model for net in spec.controlnets))
         return cls(spec.model, controlnets, spec.width, spec.height, spec.text_encoder)
-
-
-def live_workers(connection: redis.Redis) -> list[WorkerInfo]:
-    """The workers that have given a sign of life within their lease, by name."""
-    listed: Any = connection.zrange(names.WORKERS, 0, -1)
-    if not listed:
-        return []
-    found = []
-    for text in connection.mget([names.worker(name.decode()) for name in sorted(listed)]):
-        try:
-            if text is not None:
-                found.append(WorkerInfo.model_validate_json(text))
-        except ValidationError:
-            continue  # announced by a later version: it still works, we just cannot say what it has
-    return found
 
 
 def can_render(worker: WorkerInfo, need: Need) -> bool:

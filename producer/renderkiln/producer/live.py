@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -11,14 +12,17 @@ import redis
 from pydantic import ValidationError
 from rq.job import Job as RqJob
 
+from renderkiln.home.reading import read_hashes
+from renderkiln.home.replies import ReplyTooLargeError
+from renderkiln.home.workers import live_workers
 from renderkiln.schema import names
 from renderkiln.schema.events import Ended, ImageDone, Progress, Returned, Started, parse_event
 from renderkiln.schema.jobs import JobResult, JobStatus
+from renderkiln.schema.limits import MAX_EVENT, MAX_FIELD, MAX_MESSAGE
 
-from .fleet import live_workers
 from .patience import AWAY, Patience
 from .results import read_batch
-from .waiting import final_result
+from .waiting import final_result, last_event
 
 
 @dataclass
@@ -80,8 +84,7 @@ class Watcher:
         self._connection = connection
         self._pubsub = connection.pubsub(ignore_subscribe_messages=True)
         self._pubsub.subscribe(names.PROGRESS)
-        newest: Any = connection.xrevrange(names.EVENTS, count=1)
-        self._last = newest[0][0].decode() if newest else "0-0"
+        self._last = last_event(connection)
         self._counted: dict[str, set[int]] = {}
         self._ended: set[str] = set()
         self._jobs: set[str] = set()
@@ -125,16 +128,25 @@ class Watcher:
         self.view.hindered = {each.name: each.reason for each in live_workers(self._connection) if each.reason}
 
     def _hear(self, wait: float) -> None:
-        reply: Any = self._connection.xread({names.EVENTS: self._last}, count=1000, block=max(1, int(wait * 1000)))
+        reply: Any = None
+        try:
+            reply = self._connection.xread({names.EVENTS: self._last}, count=1000, block=max(1, int(wait * 1000)))
+        except ReplyTooLargeError:  # the jobs' own records will tell
+            self._last = "$"
+            time.sleep(wait)
         # Steps first: those that were told before an end would otherwise bring the job back after it.
-        while (message := self._pubsub.get_message(timeout=0)) is not None:
-            self._apply(message["data"])
+        with contextlib.suppress(ReplyTooLargeError):
+            while (message := self._pubsub.get_message(timeout=0)) is not None:
+                if len(message["data"]) <= MAX_MESSAGE:
+                    self._apply(message["data"])
         for _, entries in reply or []:
             self._last = entries[-1][0].decode()
             for _, fields in entries:
                 self._apply(fields.get(b"event", b""))
 
     def _apply(self, text: bytes) -> None:
+        if len(text) > MAX_EVENT:
+            return
         try:
             event = parse_event(text)
         except ValidationError:
@@ -148,7 +160,7 @@ class Watcher:
             running = view.running.get(event.job_id)
             if running is None or running.worker != event.worker:  # its first steps may have been heard of already
                 view.running[event.job_id] = self._running(event.job_id, event.worker)
-        elif isinstance(event, Returned):
+        elif isinstance(event, Returned) and event.job_id in self._jobs:
             view.running.pop(event.job_id, None)
             if event.failure is not None:
                 view.setbacks.append(f"job {event.job_id}: {event.failure.kind}: {event.failure.message}")
@@ -163,8 +175,9 @@ class Watcher:
         return job_id in self._jobs and job_id not in self._ended
 
     def _running(self, job_id: str, worker: str) -> Running:
-        about: Any = self._connection.hget(RqJob.key_for(job_id), "description")
-        return Running(worker, (about or b"").decode(errors="replace"))
+        (found,) = read_hashes(self._connection, [RqJob.key_for(job_id)], "description")
+        about = (found[0] if found else None) or b""
+        return Running(worker, about[:MAX_FIELD].decode(errors="replace"))
 
     def _count(self, job_id: str, k: int) -> None:
         counted = self._counted.setdefault(job_id, set())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 
-from renderkiln.home.store import Store
+from renderkiln.home.store import Store, named_store
 from renderkiln.schema.errors import StoreError
 from renderkiln.schema.jobs import ImageResult, JobResult
 
@@ -23,11 +23,13 @@ def are_there(result: JobResult) -> bool:
     return bool(result.images)
 
 
-def read(image: ImageResult) -> bytes:
-    """The bytes of a picture's file. Raises StoreError."""
+def read(image: ImageResult, own: Store) -> bytes:
+    """The bytes of a picture's file, in a store of one's own or in one that anybody may name. Raises StoreError."""
+    if image.url.startswith(own.url.rstrip("/") + "/"):
+        return own.read(image.url)
     return _store_of(image).read(image.url)
 
 
 def _store_of(image: ImageResult) -> Store:
     """A store that holds the picture: the folder it lies in, wherever the store that wrote it begins."""
-    return Store(image.url.rpartition("/")[0])
+    return named_store(image.url.rpartition("/")[0])

@@ -9,7 +9,7 @@ for result in queue.as_completed(batch):
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any
@@ -20,6 +20,7 @@ from renderkiln.home.connect import answering, connect
 from renderkiln.home.folder import DataFolder
 from renderkiln.home.pictures.naming import batch_name
 from renderkiln.home.settings import Settings, load
+from renderkiln.home.workers import live_workers
 from renderkiln.schema import names
 from renderkiln.schema.errors import BadInputError, JobFailedError, NotFoundError
 from renderkiln.schema.jobs import Failure, Job, JobOptions, JobResult, JobStatus, make_job, parse_request
@@ -27,7 +28,7 @@ from renderkiln.schema.spec import MAX_SEED, RenderSpec
 
 from . import cancel as canceling
 from .enqueue import Tally, enqueue, requeue
-from .fleet import Need, check_needs, live_workers
+from .fleet import Need, check_needs
 from .inputs import PICTURE_FIELDS, InputCarrier
 from .results import job_ids_of, read_batch, read_states
 from .stores import store_for_jobs
@@ -236,10 +237,14 @@ class RenderQueue:
         return canceling.cancel_all(self.connection)
 
     @answering()
-    def retry(self, what: str | SubmittedJob | SubmittedBatch) -> int:
-        """Queues failed and canceled jobs again; how many. Raises NotFoundError."""
-        target = self._target(what)
-        ids = [target.job_id] if target.job_id is not None else self._ids(target.batch)
+    def retry(self, what: str | SubmittedJob | SubmittedBatch | Sequence[str]) -> int:
+        """Queues failed and canceled jobs (or all such of a batch) again; how many. Raises NotFoundError."""
+        ids: Iterable[str]
+        if isinstance(what, (str, SubmittedJob, SubmittedBatch)):
+            target = self._target(what)
+            ids = [target.job_id] if target.job_id is not None else self._ids(target.batch)
+        else:
+            ids = what
         return requeue(self.connection, canceling.ended_jobs(self.connection, ids))
 
     def close(self) -> None:

@@ -20,11 +20,11 @@ def write_contact_sheets(queue: RenderQueue, batch: str, store: str) -> list[str
 
     A batch of which nothing has ended yet gets none.
     """
-    entries = _entries(queue, batch)
+    target = Store(store)
+    entries = _entries(queue, batch, target)
     first = next(entries, None)
     if first is None:
         return []
-    target = Store(store)
     urls = []
     for page, data in enumerate(contact_sheets(chain([first], entries), title=batch), start=1):
         name = "contact-sheet.png" if page == 1 else f"contact-sheet-{page}.png"
@@ -32,13 +32,13 @@ def write_contact_sheets(queue: RenderQueue, batch: str, store: str) -> list[str
     return urls
 
 
-def _entries(queue: RenderQueue, batch: str) -> Iterator[SheetEntry]:
+def _entries(queue: RenderQueue, batch: str, own: Store) -> Iterator[SheetEntry]:
     for result in queue.results(batch):
         if result.failure is not None:
             yield SheetEntry(None, caption=f"job {result.job_id[:8]}", failed=result.failure.kind)
         for image in result.images:
             try:
-                data = read(image)
+                data = read(image, own)
                 spec = read_metadata(data).spec
             except (StoreError, BadInputError) as error:
                 yield SheetEntry(None, caption=f"image {image.index}", failed=str(error)[:60])

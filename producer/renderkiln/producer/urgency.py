@@ -5,28 +5,19 @@ from __future__ import annotations
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import redis
 from rq import Queue
 from rq.job import Job as RqJob
+from rq.job import JobStatus as RqStatus
+from rq.registry import ScheduledJobRegistry
 from rq.serializers import JSONSerializer
 
 from renderkiln.schema import names
-from renderkiln.schema.errors import InvalidSpecError
 from renderkiln.schema.jobs import PRIORITIES, Priority
-from renderkiln.schema.payload import read_payload
 
-#: A worker takes an id out of the list before it touches the job, so only the list can say whether the job still
-#: waits there; where it does not, all is left as it is. A script, since a MULTI cannot look before it writes.
-_MOVE = """
-if redis.call('LREM', KEYS[1], 1, ARGV[1]) == 0 then
-    return 0
-end
-redis.call('RPUSH', KEYS[2], ARGV[1])
-redis.call('SADD', KEYS[3], KEYS[2])
-redis.call('HSET', KEYS[4], 'origin', ARGV[2], 'data', ARGV[3])
-return 1
-"""
+from .results import read_jobs
 
 
 @dataclass(frozen=True)
@@ -37,16 +28,24 @@ class Move:
     source: str
     target: str
     data: bytes
+    #: When it is tried again, where it waits for that after a failure, in seconds since 1970.
+    due: float | None = None
 
     def write(self, pipe: redis.client.Pipeline) -> None:
-        """Adds the move to a MULTI that watches the job; it answers 1, or 0 where a worker was quicker."""
-        keys = (
-            f"{Queue.redis_queue_namespace_prefix}{self.source}",
-            f"{Queue.redis_queue_namespace_prefix}{self.target}",
-            Queue.redis_queues_keys,
-            RqJob.key_for(self.job_id),
-        )
-        pipe.eval(_MOVE, len(keys), *keys, self.job_id, self.target, self.data)
+        """Adds the move to a MULTI that watches the job.
+
+        A worker that took the id out of the list just now, and has not started the job yet, sees that it belongs to
+        another queue and leaves it to that.
+        """
+        source, target = (f"{Queue.redis_queue_namespace_prefix}{name}" for name in (self.source, self.target))
+        if self.due is None:
+            pipe.lrem(source, 1, self.job_id)
+            pipe.rpush(target, self.job_id)
+        else:
+            pipe.zrem(_scheduled(self.source), self.job_id)
+            pipe.zadd(_scheduled(self.target), {self.job_id: self.due})
+        pipe.sadd(Queue.redis_queues_keys, target)
+        pipe.hset(RqJob.key_for(self.job_id), mapping={"origin": self.target, "data": self.data})
 
 
 def is_more_urgent(priority: Priority, queue_name: str) -> bool:
@@ -64,20 +63,27 @@ def moves(connection: redis.Redis, wanted: Sequence[tuple[str, Priority]]) -> li
 
     What was asked for first stays as it was asked for, but for the priority. Jobs that are not ours are left out.
     """
-    found = RqJob.fetch_many([job_id for job_id, _ in wanted], connection=connection, serializer=JSONSerializer)
     made = []
-    for (job_id, priority), stored in zip(wanted, found, strict=True):
+    for (job_id, priority), stored in zip(wanted, read_jobs(connection, [each for each, _ in wanted]), strict=True):
         if stored is None:
             continue
-        try:
-            job = read_payload(stored.data)
-        except InvalidSpecError:
-            continue
+        job, origin = stored
         moved = job.model_copy(update={"priority": priority})
         # As RQ stores a call: function, instance, arguments, keywords.
         data = zlib.compress(JSONSerializer.dumps((names.RENDER_FUNCTION, None, (moved.to_json(),), {})))
-        made.append(Move(job_id, stored.origin, names.queue(priority, job.spec.model), data))
+        made.append(Move(job_id, origin, names.queue(priority, job.spec.model), data, _due(connection, job_id, origin)))
     return made
+
+
+def _due(connection: Any, job_id: str, queue_name: str) -> float | None:
+    if connection.hget(RqJob.key_for(job_id), "status") != RqStatus.SCHEDULED.value.encode():
+        return None
+    due: float | None = connection.zscore(_scheduled(queue_name), job_id)
+    return due
+
+
+def _scheduled(queue_name: str) -> str:
+    return str(ScheduledJobRegistry.key_template.format(queue_name))
 
 
 def _rank(queue_name: str) -> int:

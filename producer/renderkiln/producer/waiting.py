@@ -16,10 +16,12 @@ import redis
 from pydantic import ValidationError
 
 from renderkiln.home.connect import answering
+from renderkiln.home.replies import ReplyTooLargeError
 from renderkiln.schema import names
 from renderkiln.schema.errors import NotFoundError, WaitTimeoutError
 from renderkiln.schema.events import Ended, parse_event
 from renderkiln.schema.jobs import Failure, JobResult, JobStatus
+from renderkiln.schema.limits import MAX_EVENT
 
 from .patience import Patience
 from .results import JobState, read_states
@@ -82,25 +84,38 @@ def _final(connection: redis.Redis, job_ids: list[str], batch: str, patience: Pa
                 yield result
 
 
+def last_event(connection: redis.Redis) -> str:
+    """Where the stream of events ends now."""
+    try:
+        newest: Any = connection.xrevrange(names.EVENTS, count=1)
+    except ReplyTooLargeError:
+        return "$"
+    return newest[0][0].decode() if newest else "0-0"
+
+
 class EventReader:
     """Reads the event stream from where it ends now."""
 
     def __init__(self, connection: redis.Redis) -> None:
         self._connection = connection
-        newest: Any = connection.xrevrange(names.EVENTS, count=1)
-        self._last = newest[0][0].decode() if newest else "0-0"
+        self._last = last_event(connection)
 
     def ended(self, until: float) -> set[str]:
         """Ids of jobs that ended; blocks until there is one, or until `until` (of time.monotonic)."""
         found: set[str] = set()
         while not found and (left := until - time.monotonic()) > 0:
             wait = max(1, int(min(left, _LONGEST_READ) * 1000))
-            reply: Any = self._connection.xread({names.EVENTS: self._last}, count=1000, block=wait)
+            try:
+                reply: Any = self._connection.xread({names.EVENTS: self._last}, count=1000, block=wait)
+            except ReplyTooLargeError:  # the jobs' own records will tell
+                self._last = "$"
+                time.sleep(min(left, 1.0))
+                return found
             for _, entries in reply or []:
                 self._last = entries[-1][0].decode()
                 for _, fields in entries:
                     text = fields.get(b"event", b"")
-                    if b'"type":"ended"' not in text:
+                    if len(text) > MAX_EVENT or b'"type":"ended"' not in text:
                         continue
                     try:
                         event = parse_event(text)

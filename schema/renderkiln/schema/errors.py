@@ -34,6 +34,12 @@ class InvalidSpecError(BadInputError):
     kind = "invalid_spec"
 
 
+class UnsupportedHereError(InvalidSpecError):
+    """Raised when a spec cannot be rendered with a model in the form in which this machine has it; another's may."""
+
+    kind = "unsupported_here"
+
+
 class PromptListError(BadInputError):
     """Raised when a prompt list cannot be read; knows where: file, line and column (both from 1)."""
 

@@ -205,7 +205,11 @@ class Attempt(Frozen):
     worker: str
     started_at: datetime
     ended_at: datetime | None = None
+    outcome: Literal["finished", "failed", "canceled", "returned", "abandoned"] | None = Field(
+        None, description="returned: given back by a worker that was told to stop; empty while it runs."
+    )
     failure: Failure | None = None
+    log: str = Field("", description="The end of what was logged meanwhile, where it failed.")
 
 
 class Batch(Frozen):

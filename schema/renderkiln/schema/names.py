@@ -57,10 +57,18 @@ def worker(name: str) -> str:
 #: would walk over all jobs.
 WORKERS = "renderkiln:workers"
 
+
+def set_aside(key: str) -> str:
+    """Where a key of the wrong type is moved to, out of the way of what is to stand there; kept for a week."""
+    return f"renderkiln:set-aside:{key}"
+
+
 #: Field of a job's hash that asks its worker to stop it.
 CANCEL_FIELD = "renderkiln_cancel"
 #: Field of the same: its worker is writing down how it ended, and a cancel comes too late.
 ENDING_FIELD = "renderkiln_ending"
+#: Field of the same: the end of what was logged during its last failed attempt.
+LOG_FIELD = "renderkiln_log"
 
 #: Number in a job's meta that grows with each queueing and each claim of it; see `records`.
 FENCE = "fence"

@@ -6,13 +6,25 @@ The function's name is compared, never imported: whoever can write to Redis can 
 from __future__ import annotations
 
 import json
+import zlib
 
 from . import names
 from .errors import InvalidSpecError
 from .jobs import Job, parse_job
+from .limits import MAX_PAYLOAD
 
-#: Bytes of a payload that are looked at; a job of the longest prompts stays far below.
-MAX_PAYLOAD = 1 << 20
+
+def unpack_payload(packed: bytes) -> bytes:
+    """RQ's `data` field, decompressed, but no more of it than `read_payload` looks at.
+
+    What is not compressed is given back as it is, as RQ does it; and so is what is cut off.
+    """
+    if len(packed) > MAX_PAYLOAD:  # compressed, a payload within the limit is smaller still
+        return packed
+    try:
+        return zlib.decompressobj().decompress(packed, MAX_PAYLOAD + 1)
+    except zlib.error:
+        return packed
 
 
 def read_payload(data: bytes) -> Job:

@@ -90,6 +90,7 @@ class AttemptRecord(_Record):
     peak_bytes: int | None
     loads: int | None
     evictions: int | None
+    log: str | None = None
 
 
 class ImageRecord(_Record, ImageResult):

@@ -172,6 +172,8 @@ class AttemptRow(Base):
     #: Stages that were loaded meanwhile, and stages that were dropped to make room.
     loads: Mapped[int | None]
     evictions: Mapped[int | None]
+    #: The end of what supervisor and renderer logged meanwhile, where it failed.
+    log: Mapped[str | None]
     revision: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0", index=True)
 
 

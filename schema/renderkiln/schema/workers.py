@@ -12,6 +12,17 @@ from .spec import Frozen, ModelName, TextEncoder
 Size = tuple[Annotated[int, Field(gt=0)], Annotated[int, Field(gt=0)]]
 
 
+class Refused(Frozen):
+    """How much of what stood in Redis a worker has refused since it started; its log says what and why."""
+
+    #: Jobs, and ids of jobs, that are none of ours. A job is in the registry of failed jobs.
+    jobs: int = Field(0, ge=0)
+    #: Keys of the wrong type that were moved out of the way, to `renderkiln:set-aside:…`.
+    keys: int = Field(0, ge=0)
+    #: Messages on its channel that are no command.
+    messages: int = Field(0, ge=0)
+
+
 class WorkerInfo(Frozen):
     """A worker's announcement: it expires with the worker's lease, so one that can be read is alive."""
 
@@ -31,8 +42,10 @@ class WorkerInfo(Frozen):
     engine: str
     device: str
     store: str
-    #: A paused worker takes no job, or keeps what it has rendered, until something is put right: see `reason`.
-    state: Literal["starting", "idle", "busy", "paused"] = "starting"
+    #: A paused worker takes no job, or keeps what it has rendered, until something is put right; an unwell one takes
+    #: none since many in a row failed on it: see `reason`.
+    state: Literal["starting", "idle", "busy", "paused", "unwell"] = "starting"
     #: What is in its way, as a sentence; empty: nothing.
     reason: str = ""
     started_at: float
+    refused: Refused = Refused()

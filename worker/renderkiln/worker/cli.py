@@ -16,6 +16,7 @@ import typer
 
 from renderkiln.home import flags
 from renderkiln.home.settings import Settings, check_system, load
+from renderkiln.home.showing import plain
 
 from .convert.apple import AppleCommand
 from .convert.cli import convert
@@ -96,6 +97,14 @@ class _JsonLines(logging.Formatter):
         return json.dumps(line)
 
 
+class _Lines(logging.Formatter):
+    """A record is a line: what others wrote into Redis and is told here makes no second one, and moves no cursor."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        said = logging.makeLogRecord(record.__dict__ | {"msg": plain(record.getMessage()), "args": None})
+        return super().format(said)
+
+
 class _ToStderr(logging.StreamHandler[TextIO]):
     """To whatever standard error is just now: a live display puts itself in its place."""
 
@@ -106,7 +115,7 @@ class _ToStderr(logging.StreamHandler[TextIO]):
 
 def _log_to_stderr(settings: Settings) -> None:
     handler = _ToStderr()
-    human = logging.Formatter("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S")
+    human = _Lines("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S")
     handler.setFormatter(_JsonLines() if settings.log_format == "json" else human)
     logger = logging.getLogger("renderkiln")
     logger.setLevel(logging.INFO)

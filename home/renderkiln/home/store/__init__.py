@@ -18,7 +18,7 @@ from renderkiln.schema.errors import StoreError
 from .folder import Folder
 from .trouble import explained
 
-__all__ = ["Store", "StoredFile"]
+__all__ = ["Store", "StoredFile", "named_store"]
 
 _CHUNK = 1 << 20
 
@@ -56,6 +56,29 @@ class Place(Protocol):
 
     def clean(self, before: float, dry_run: bool) -> int:
         """Removes, or only counts, files left half-written, last changed before then (seconds since 1970)."""
+
+
+#: Protocols of stores that others may name, in a job or a result. fsspec knows many more: some take their settings
+#: from a file that the URL names, and some run what stands in it.
+_NAMED = frozenset(
+    {"file", "local", "memory", "sftp", "ssh", "smb", "webdav", "ftp", "hdfs", "s3", "s3a", "gs", "gcs"}
+    | {"abfs", "abfss", "az", "adl", "oci", "ocilake", "oss"}
+)
+
+
+def named_store(place: str) -> Store:
+    """The store that a job or a result out of Redis names: a folder, or a URL of a usual kind.
+
+    Raises:
+        StoreError: it is of another kind, or a chain of several.
+    """
+    protocol, found, _ = place.partition("://")
+    if "::" in place or (found and protocol not in _NAMED):
+        raise StoreError(
+            f"a job may not name {place[:80]!r} as its store: of URLs, only {', '.join(sorted(_NAMED))} are taken from "
+            "the queue. A worker may have another as its own (--out)."
+        )
+    return Store(place)
 
 
 class Store:

@@ -13,9 +13,10 @@ from typing import Annotated
 
 import typer
 
+from renderkiln.home.showing import plain
 from renderkiln.schema.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_UNAVAILABLE, RenderkilnError
 
-from . import asking, doctor, hub, looking, machine, rendering, report
+from . import asking, doctor, failing, hub, looking, machine, rendering, report
 
 app = typer.Typer(
     name="renderkiln",
@@ -43,6 +44,7 @@ def _root(
 rendering.add_commands(app)
 asking.add_commands(app)
 looking.add_commands(app)
+failing.add_commands(app)
 machine.add_commands(app)
 doctor.add_commands(app)
 report.add_commands(app)
@@ -63,7 +65,7 @@ def main() -> None:
     except RenderkilnError as error:
         if os.environ.get("RENDERKILN_DEBUG"):
             raise
-        print(f"renderkiln: {error}", file=sys.stderr)
+        print(plain(f"renderkiln: {error}", lines=True), file=sys.stderr)
         sys.exit(error.exit_code)
     except OSError as error:
         # Where it is our output that failed, what is left of it would fail again at the end.
@@ -79,7 +81,7 @@ def main() -> None:
         redis = sys.modules.get("redis")  # where it was never loaded, it cannot be what failed
         if redis is None or not isinstance(error, redis.RedisError) or os.environ.get("RENDERKILN_DEBUG"):
             raise
-        print(f"renderkiln: Redis failed: {error}", file=sys.stderr)
+        print(plain(f"renderkiln: Redis failed: {error}"), file=sys.stderr)
         sys.exit(EXIT_UNAVAILABLE)
     except KeyboardInterrupt:
         print("renderkiln: interrupted", file=sys.stderr)

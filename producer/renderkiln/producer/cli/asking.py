@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from renderkiln.home.showing import plain, plain_json
 from renderkiln.schema.errors import BadInputError
 
 from .options import PROMPTS_HELP, AsJson, DataDir, Out, RequestOptions, with_request
@@ -86,7 +87,7 @@ def submit(
     print(f"queued {tally.queued:,}, waiting already {tally.joined:,}{moved}, rendered already {tally.done:,}")
     if tally.done and not tally.queued:
         print("nothing new to render; --again renders anew, another --seed gives other pictures")
-    from renderkiln.producer.fleet import live_workers
+    from renderkiln.home.workers import live_workers
 
     if tally.queued and not live_workers(queue.connection):
         print("no worker is up: start one with `renderkiln worker`")
@@ -96,7 +97,7 @@ def print_plan(prepared: Prepared, as_json: bool) -> None:
     """What `--dry-run` shows: each job, and how many images they make."""
     if as_json:
         for job in prepared.jobs():
-            print(job.to_json())
+            print(plain_json(job.to_json()))
         return
     for job in prepared.jobs():
         spec = job.spec
@@ -104,7 +105,7 @@ def print_plan(prepared: Prepared, as_json: bool) -> None:
         if job.num_images > 1:
             shown["num_images"] = job.num_images
         settings = " ".join(f"{name}={in_words(value)}" for name, value in shown.items())
-        print(f"{job.index:>6}  {spec.prompt}  [{settings}]")
+        print(plain(f"{job.index:>6}  {spec.prompt}  [{settings}]", lines=True))
     print(f"{count(prepared.num_jobs, 'job')}, {count(prepared.num_images, 'image')}; nothing was queued")
 
 

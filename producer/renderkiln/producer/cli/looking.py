@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from renderkiln.home.showing import plain, plain_json
 from renderkiln.schema.errors import EXIT_FAILED, NotFoundError
 
 from .options import AsJson, DataDir
@@ -32,7 +33,7 @@ def status(
     Example: renderkiln status prompts-1a2b3c4d --json
     """
     from renderkiln.home.settings import load
-    from renderkiln.producer.fleet import live_workers
+    from renderkiln.home.workers import live_workers
     from renderkiln.producer.overview import recent_batches
     from renderkiln.producer.queue import BatchStatus, RenderQueue
 
@@ -62,9 +63,10 @@ def status(
         print(f"{row['batch']:<{width}}  {when}  {'  '.join(f'{row[name]:>8,}' for name in columns)}")
     for worker in workers:
         about = f"{worker['state']}, {worker['engine']} on {worker['device']}"
-        print(f"worker {worker['name']}: {about}, models {', '.join(worker['models'])}")
+        refused = f", refused {count(worker['refused']['jobs'], 'job')}" if worker["refused"]["jobs"] else ""
+        print(plain(f"worker {worker['name']}: {about}, models {', '.join(worker['models'])}{refused}"))
         if worker["reason"]:
-            print(f"  {worker['reason']}")
+            print(plain(f"  {worker['reason']}"))
     if not workers:
         print("no worker is up: start one with `renderkiln worker`")
 
@@ -153,14 +155,14 @@ def results(
         rows = iter(kept)
     for result in rows:
         if as_json:
-            print(result.model_dump_json())
+            print(plain_json(result.model_dump_json()))
             continue
         for image in result.images:
-            print(image.url)
+            print(plain(image.url))
         if result.failure is not None:
-            print(f"{result.status.value} {result.job_id}  {result.failure.kind}: {result.failure.message}")
+            print(plain(f"{result.status.value} {result.job_id}  {result.failure.kind}: {result.failure.message}"))
         elif not result.images:
-            print(f"{result.status.value} {result.job_id}")
+            print(plain(f"{result.status.value} {result.job_id}"))
 
 
 def show(
@@ -179,19 +181,21 @@ def show(
     shown = read_metadata(image)
     if as_json:
         print(
-            json.dumps(
-                {
-                    "format": shown.format,
-                    "width": shown.width,
-                    "height": shown.height,
-                    "exact": shown.is_exact,
-                    "spec": shown.spec.model_dump(mode="json") if shown.spec else None,
-                    "digest": shown.spec.digest if shown.spec else None,
-                    "parameters": shown.parameters,
-                    "other": shown.other,
-                    "note": shown.note,
-                },
-                ensure_ascii=False,
+            plain_json(
+                json.dumps(
+                    {
+                        "format": shown.format,
+                        "width": shown.width,
+                        "height": shown.height,
+                        "exact": shown.is_exact,
+                        "spec": shown.spec.model_dump(mode="json") if shown.spec else None,
+                        "digest": shown.spec.digest if shown.spec else None,
+                        "parameters": shown.parameters,
+                        "other": shown.other,
+                        "note": shown.note,
+                    },
+                    ensure_ascii=False,
+                )
             )
         )
         return
@@ -200,11 +204,11 @@ def show(
         raise ImageInputError(f"{image} is a {shown.format} picture of {size} without settings in it.")
     print(f"{shown.format} {shown.width}×{shown.height}")
     if shown.note:
-        print(f"{'note':>20}  {shown.note}")
+        print(f"{'note':>20}  {plain(shown.note)}")
     if shown.spec is not None:
         for name, value in shown.spec.model_dump(mode="json").items():
             if value not in (None, "", []):
-                print(f"{name:>20}  {in_words(value)}")
+                print(f"{name:>20}  {plain(in_words(value), lines=True)}")
         print(f"{'digest':>20}  {shown.spec.digest}")
     else:
-        print(shown.parameters)
+        print(plain(shown.parameters or "", lines=True))

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn
 
+from renderkiln.home.showing import plain
 from renderkiln.producer.live import BatchView
 
 from .wording import duration, say
@@ -30,7 +31,7 @@ def _with_setbacks(console: Console, views: Iterable[BatchView]) -> Iterator[Bat
     hindered: dict[str, str] = {}
     for view in views:
         for setback in view.setbacks[said:]:
-            say(console, f"tried again: {setback}")
+            say(console, f"tried again: {plain(setback)}")
         said = len(view.setbacks)
         if view.hindered != hindered:
             for name in hindered.keys() | view.hindered.keys():
@@ -61,10 +62,10 @@ def _bars(console: Console, views: Iterable[BatchView]) -> None:
                 image = f" ({running.k + 1} of {running.num_images})" if running.num_images > 1 else ""
                 progress.update(
                     tasks[job_id],
-                    description=f"  {running.about[:48]}{image}",
+                    description=f"  {plain(running.about[:48])}{image}",
                     completed=running.step,
                     total=running.num_steps or None,
-                    rate=f"steps on {running.worker}",
+                    rate=f"steps on {plain(running.worker[:80])}",
                 )
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from renderkiln.home import flags
+from renderkiln.home.showing import plain
 from renderkiln.schema.errors import EXIT_FAILED, EXIT_INTERRUPTED
 
 from .options import PROMPTS_HELP, AsJson, DataDir, Out, RequestOptions, with_request
@@ -154,14 +155,16 @@ class _Run:
         self._worker.ensure_running()
 
     def _somebody_else_renders(self) -> bool:
-        from renderkiln.producer.fleet import can_render, live_workers
+        from renderkiln.home.workers import live_workers
+        from renderkiln.producer.fleet import can_render
         from renderkiln.producer.patience import AWAY
 
         try:
             workers = live_workers(self._queue.connection)
         except AWAY:
             return True  # that cannot be known now; the next view will tell that Redis is away
-        return any(all(can_render(worker, need) for need in self._prepared.needs) for worker in workers)
+        well = [worker for worker in workers if worker.state != "unwell"]
+        return any(all(can_render(worker, need) for need in self._prepared.needs) for worker in well)
 
     def _interrupt(self, signum: int, frame: Any) -> None:
         self._interrupts += 1
@@ -208,7 +211,7 @@ def _report(
 
     sheets = write_contact_sheets(queue, prepared.batch, store)
     for result in view.failed[:20]:
-        what = f"{result.failure.kind}: {result.failure.message}" if result.failure else "no reason given"
+        what = plain(f"{result.failure.kind}: {result.failure.message}") if result.failure else "no reason given"
         say(console, f"failed: job {result.job_id}: {what}")
     if not finished:
         left = view.num_images - view.images_done

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from renderkiln.home.showing import plain
 from renderkiln.schema.errors import BadInputError
 
 from .options import DataDir
@@ -108,7 +109,7 @@ def _show(found: MemoryReport) -> None:
     Console(markup=False, highlight=False).print(table)
     # Not in the table: it would break what was done in the middle of a word.
     for at, event in found.events:
-        print(f"{datetime.fromtimestamp(at).strftime('%Y-%m-%d %H:%M:%S')}  {event}")
+        print(f"{datetime.fromtimestamp(at).strftime('%Y-%m-%d %H:%M:%S')}  {plain(event)}")
 
 
 def _rows(found: MemoryReport, when: str) -> list[tuple[str, str]]:

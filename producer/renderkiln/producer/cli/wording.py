@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from renderkiln.home.showing import plain
 from renderkiln.producer.controlnets import controlnet_text
 
 if TYPE_CHECKING:
@@ -12,7 +13,7 @@ if TYPE_CHECKING:
 
 def say(console: Console, text: str) -> None:
     """Prints text as it stands: rich would break lines in the middle of a command that is there to be copied."""
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
+    console.print(plain(text, lines=True), markup=False, highlight=False, soft_wrap=True)
 
 
 def count(number: int, thing: str) -> str:

@@ -17,7 +17,7 @@ from renderkiln.home.connect import complaint_about_url
 from renderkiln.home.folder import DataFolder
 from renderkiln.home.server import EmbeddedServer, server_binary
 from renderkiln.home.settings import Settings, mask_url
-from renderkiln.producer.fleet import live_workers
+from renderkiln.home.workers import live_workers
 from renderkiln.schema.errors import ServerUnavailableError
 
 #: Seconds for each question to Redis.

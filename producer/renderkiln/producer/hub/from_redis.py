@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from datetime import datetime, timezone
 
 import redis
 from rq.job import Job as RqJob
-from rq.serializers import JSONSerializer
 
 from renderkiln.home.ledger import utc_now
+from renderkiln.home.reading import read_hashes
 from renderkiln.producer.enqueue import CHUNK
-from renderkiln.producer.results import JobState, read_states
-from renderkiln.schema import names
-from renderkiln.schema.errors import InvalidSpecError
+from renderkiln.producer.results import JobState, read_jobs, read_states
 from renderkiln.schema.jobs import Job
-from renderkiln.schema.payload import read_payload
 from renderkiln.schema.records import ImageRecord, JobRecord, Record
 
 
@@ -28,31 +25,22 @@ def read_records(connection: redis.Redis, job_ids: Sequence[str]) -> list[Record
     records: list[Record] = []
     for start in range(0, len(job_ids), CHUNK):
         part = job_ids[start : start + CHUNK]
-        states = read_states(connection, part)
-        for stored, state in zip(_fetch(connection, part), states, strict=True):
-            if stored is not None and state is not None:
-                records += _records(stored, state)
+        times = read_hashes(connection, [RqJob.key_for(job_id) for job_id in part], "created_at", "ended_at")
+        rows = zip(read_jobs(connection, part), read_states(connection, part), times, strict=True)
+        for found, state, row in rows:
+            if found is not None and state is not None and row is not None:
+                records += _records(found[0], state, _time(row[0]) or utc_now(), _time(row[1]))
     return records
 
 
-def _fetch(connection: redis.Redis, job_ids: Iterable[str]) -> list[RqJob | None]:
-    return list(RqJob.fetch_many(job_ids, connection=connection, serializer=JSONSerializer))
-
-
-def _records(stored: RqJob, state: JobState) -> list[Record]:
-    try:
-        job: Job = read_payload(stored.data)
-    except InvalidSpecError:
-        return []
-    fence = stored.meta.get(names.FENCE) if isinstance(stored.meta, dict) else None
+def _records(job: Job, state: JobState, seen: datetime, ended_at: datetime | None) -> list[Record]:
     failure = state.result.failure if state.result is not None else None
-    seen = _utc(stored.created_at) or utc_now()
-    ended_at = (_utc(stored.ended_at) or seen) if state.status.is_final else None
+    ended_at = (ended_at or seen) if state.status.is_final else None
     record = JobRecord(
         job=job,
         batch_id=job.batch,
         status=state.status,
-        fence=fence if isinstance(fence, int) and fence > 0 else 0,
+        fence=state.fence,
         failure_kind=failure.kind if failure else None,
         failure_message=failure.message if failure else None,
         first_seen=seen,
@@ -68,8 +56,10 @@ def _records(stored: RqJob, state: JobState) -> list[Record]:
     ]
 
 
-def _utc(time: datetime | None) -> datetime | None:
-    """As the ledger has its times; RQ's have an offset or are UTC without one."""
-    if time is None or time.tzinfo is None:
-        return time
-    return time.astimezone(timezone.utc).replace(tzinfo=None)
+def _time(text: bytes | None) -> datetime | None:
+    """A time of RQ's, which is ISO 8601 in UTC, as the ledger has its times; None for what is none."""
+    try:
+        time = datetime.fromisoformat((text or b"").decode().replace("Z", "+00:00"))
+    except ValueError:
+        return None
+    return time if time.tzinfo is None else time.astimezone(timezone.utc).replace(tzinfo=None)

@@ -10,7 +10,8 @@ import sqlalchemy as sa
 
 from renderkiln.home.folder import DataFolder
 from renderkiln.home.ledger import Ledger
-from renderkiln.home.pictures.inputs import check_input_bytes
+from renderkiln.home.pictures.inputs import MAX_BYTES, check_input_bytes
+from renderkiln.home.reading import read_strings
 from renderkiln.home.store import Store
 from renderkiln.schema import names
 from renderkiln.schema.errors import ImageInputError, InvalidSpecError, StoreError
@@ -41,8 +42,8 @@ def keep_pictures(ledger: Ledger, connection: redis.Redis, folder: DataFolder, j
             store = Store(folder.blobs)
             if store.matches(store.url_of(sha256), sha256=sha256):
                 continue
-            data = connection.get(names.blob(sha256))
-            if isinstance(data, bytes) and check_input_bytes(data, reference[:23]).ref == reference:
+            (data,) = read_strings(connection, [names.blob(sha256)], MAX_BYTES)
+            if data is not None and check_input_bytes(data, reference[:23]).ref == reference:
                 store.put(sha256, data)
                 kept += 1
         except (ImageInputError, StoreError) as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import redis
@@ -10,6 +11,8 @@ from rq.job import Job as RqJob
 from rq.job import JobStatus as RqStatus
 from rq.registry import ScheduledJobRegistry, StartedJobRegistry
 from rq.serializers import JSONSerializer
+
+from renderkiln.home.reading import is_wrong_type
 
 #: How the queues of ours are called; see `names.queue`.
 _OURS = "renderkiln:"
@@ -34,13 +37,14 @@ def read_places(connection: redis.Redis) -> Places:
 
 
 def _read(connection: Any, queue: Queue) -> Places:
-    # In the order in which a job moves, so that none slips through while it does.
+    # In the order in which a job moves, so that none slips through while it does; each at once, since what moves while
+    # it is read in pieces would be missed.
     waiting = [
-        *connection.zrange(ScheduledJobRegistry(queue=queue).key, 0, -1),
-        *connection.lrange(queue.key, 0, -1),
-        *connection.lrange(queue.intermediate_queue_key, 0, -1),
+        *_members(connection.zrange, ScheduledJobRegistry(queue=queue).key),
+        *_members(connection.lrange, queue.key),
+        *_members(connection.lrange, queue.intermediate_queue_key),
     ]
-    started = connection.zrange(StartedJobRegistry(queue=queue).key, 0, -1)
+    started = _members(connection.zrange, StartedJobRegistry(queue=queue).key)
     return Places({_text(each) for each in waiting}, {_text(each).partition(":")[0] for each in started})
 
 
@@ -77,6 +81,16 @@ def put_back(connection: redis.Redis, job_id: str) -> bool:
         except redis.WatchError:
             return False
     return True
+
+
+def _members(read: Callable[[str, int, int], Any], key: str) -> list[bytes]:
+    try:
+        found: list[bytes] = read(key, 0, -1)
+    except redis.ResponseError as error:
+        if not is_wrong_type(error):
+            raise
+        return []  # somebody wrote something else there; a worker moves it out of the way
+    return found
 
 
 def _text(raw: bytes) -> str:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from renderkiln.schema.errors import InvalidSpecError, ModelLoadError
+from renderkiln.schema.errors import ModelLoadError, UnsupportedHereError
 from renderkiln.schema.spec import RenderSpec
 
 from ..memory.planning import StageKey
@@ -140,9 +140,9 @@ class Pipelines:
         return dtype
 
     def check(self, spec: RenderSpec) -> None:
-        """Raises InvalidSpecError if the stages that there are cannot do what a spec asks for."""
+        """Raises UnsupportedHereError if the stages that there are cannot do what a spec asks for."""
         if spec.task != "txt2img" and not self.stages.has("vae_encoder"):
-            raise InvalidSpecError(
+            raise UnsupportedHereError(
                 f"{spec.model!r} has no vae_encoder, which an init_image needs: convert it with that stage"
             )
         self.stages.check(spec)

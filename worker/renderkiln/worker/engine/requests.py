@@ -8,7 +8,7 @@ from typing import Any
 
 from PIL import Image
 
-from renderkiln.schema.errors import ImageInputError, InvalidSpecError
+from renderkiln.schema.errors import ImageInputError, InvalidSpecError, UnsupportedHereError
 from renderkiln.schema.jobs import Job
 from renderkiln.schema.spec import RenderSpec
 
@@ -111,7 +111,7 @@ def _check_fit(pipelines: Pipelines, spec: RenderSpec) -> tuple[int, int]:
     sizes = pipelines.stages.sizes
     if sizes and (width, height) not in sizes:
         there = ", ".join(f"{each[0]} × {each[1]}" for each in sizes)
-        raise InvalidSpecError(
+        raise UnsupportedHereError(
             f"{width} × {height}: {spec.model!r} was converted for {there} and has no other size. "
             "Ask for one of these, or convert it with --sizes"
         )

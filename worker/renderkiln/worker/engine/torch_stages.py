@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from renderkiln.schema.errors import InvalidSpecError, ModelLoadError, OutOfMemoryError
+from renderkiln.schema.errors import InvalidSpecError, ModelLoadError, OutOfMemoryError, UnsupportedHereError
 from renderkiln.schema.spec import RenderSpec
 
 from ..models.weights import VAE_HALVES, Weights, find_weights, read_json
@@ -74,7 +74,7 @@ class TorchModelStages:
     def check(self, spec: RenderSpec) -> None:
         """See `ModelStages.check`: torch's modules do whatever else a spec can ask for."""
         if spec.text_encoder != "model":
-            raise InvalidSpecError(
+            raise UnsupportedHereError(
                 f"text_encoder: {spec.model!r} is not converted, and only converted models render with macOS's text "
                 "encoder; leave it out, or convert the model with --multilingual-projection"
             )

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import zlib
 from typing import Any, NamedTuple
 
 import redis
 from rq import Queue
 from rq.job import Job as RqJob
 
+from renderkiln.home.reading import read_hashes
 from renderkiln.schema import names
 from renderkiln.schema.errors import InvalidSpecError
 from renderkiln.schema.jobs import PRIORITIES, Job
-from renderkiln.schema.payload import MAX_PAYLOAD, read_payload
+from renderkiln.schema.payload import read_payload, unpack_payload
 from renderkiln.schema.spec import RenderSpec
 
 
@@ -63,12 +63,11 @@ def peek(connection: Any, job: Job, count: int) -> tuple[RenderSpec, ...]:
                 break
             queue = names.queue(priority, job.spec.model)
             ids = connection.lrange(Queue.redis_queue_namespace_prefix + queue, 0, count - 1)
-            with connection.pipeline(transaction=False) as pipe:
-                for job_id in ids:
-                    pipe.hget(RqJob.key_for(job_id.decode(errors="replace")), "data")
-                payloads = pipe.execute()
-            count -= len(payloads)
-            for spec in filter(None, map(_spec, payloads)):
+            found_jobs = read_hashes(
+                connection, [RqJob.key_for(job_id.decode(errors="replace")) for job_id in ids], "data"
+            )
+            count -= len(ids)
+            for spec in filter(None, (_spec(fields[0]) for fields in found_jobs if fields)):
                 if (spec.model, spec.revision, spec.text_encoder) == (job.spec.model, job.spec.revision, "model"):
                     found.setdefault(_texts(spec), spec)
     except redis.RedisError:
@@ -85,6 +84,6 @@ def _spec(packed: bytes | None) -> RenderSpec | None:
     if packed is None:
         return None
     try:
-        return read_payload(zlib.decompressobj().decompress(packed, MAX_PAYLOAD + 1)).spec
-    except (zlib.error, InvalidSpecError):
+        return read_payload(unpack_payload(packed)).spec
+    except InvalidSpecError:
         return None

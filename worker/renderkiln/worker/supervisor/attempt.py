@@ -19,6 +19,7 @@ from renderkiln.schema import errors
 from renderkiln.schema.jobs import Failure, Job
 from renderkiln.worker.protocol import Cancel, Done, Failed, NotReady, Picture, Ready, Render, Step
 
+from .attempt_log import details
 from .delivery import Delivery
 from .finding import find_pictures
 from .outcomes import Outcome
@@ -226,7 +227,7 @@ class _Attempt:
         if message.kind == errors.CanceledError.kind:
             raise self._vigil.reason()
         if message.details:
-            log.debug("the renderer's account of the failure:\n%s", message.details)
+            details.debug("the renderer's account of the failure:\n%s", message.details)
         error = errors.error_of(message.kind, errors.RenderFailedError)
         if error is errors.OutOfMemoryError:
             self._renderer.kill()  # nothing else gives all memory back: the next try begins with an empty one

@@ -29,6 +29,7 @@ from renderkiln.worker.protocol import (
     ToRenderer,
 )
 
+from .attempt_log import Echo
 from .grace import Silences
 
 log = logging.getLogger("renderkiln.supervisor")
@@ -44,14 +45,17 @@ class Renderer:
 
     Args:
         on_started: told a new process's id and our end of the pipe about memory, which is then the hearer's to close.
+        said: told, in a thread, what it writes to its standard error, which goes to ours as well.
     """
 
     def __init__(
         self,
         config: RendererConfig,
         on_started: Callable[[int, socket.socket], None] = lambda pid, memory_pipe: memory_pipe.close(),
+        said: Callable[[str], None] = lambda text: None,
     ) -> None:
-        self._config, self._on_started = config, on_started
+        self._config, self._on_started, self._said = config, on_started, said
+        self._echo: Echo | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._is_busy = False
         self._silences = Silences()
@@ -83,9 +87,13 @@ class Renderer:
                     json.dumps(dataclasses.asdict(self._config)),
                 ],
                 stdin=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                bufsize=0,
                 pass_fds=(theirs.fileno(), theirs_memory.fileno()),
                 start_new_session=True,  # signals of the terminal are for the supervisor
             )
+        assert self._process.stderr is not None
+        self._echo = Echo(self._process.stderr, self._said)
         for limit in (socket.SO_SNDTIMEO, socket.SO_RCVTIMEO):
             # Of a message once begun: a renderer that stands still in mid-message must not stop its supervisor.
             ours.setsockopt(socket.SOL_SOCKET, limit, struct.pack("ll", _MESSAGE_TIMEOUT, 0))
@@ -162,7 +170,7 @@ class Renderer:
         if self._process is not None:
             self._process.kill()
             self._process.wait()
-            self._process = None
+            self._ended()
 
     def close(self, grace: float = 5.0) -> None:
         """Ends the process: it leaves by itself when its pipe is closed, or is killed after the grace."""
@@ -173,9 +181,15 @@ class Renderer:
             self._connection = None
         try:
             self._process.wait(grace)
-            self._process = None
+            self._ended()
         except subprocess.TimeoutExpired:
             self.kill()
+
+    def _ended(self) -> None:
+        self._process = None
+        if self._echo is not None:
+            self._echo.finish()
+            self._echo = None
 
     def _pipe(self) -> Any:
         if self._connection is None:

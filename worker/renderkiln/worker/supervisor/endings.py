@@ -14,8 +14,9 @@ from typing import Any
 from rq import Queue
 from rq.job import Job as RqJob
 from rq.job import JobStatus as RqStatus
-from rq.registry import CanceledJobRegistry
+from rq.registry import CanceledJobRegistry, ScheduledJobRegistry
 from rq.serializers import JSONSerializer
+from rq.utils import now as rq_now
 from rq.utils import utcformat
 
 from renderkiln.schema import names
@@ -31,6 +32,10 @@ _RQ_STATUS = {
     JobStatus.FAILED: RqStatus.FAILED,
     JobStatus.CANCELED: RqStatus.CANCELED,
 }
+
+
+#: Of an attempt's log that a job keeps in Redis; the ledger of its worker has more.
+_LOG_BYTES = 4_000
 
 
 def publish(connection: Any, event: Event) -> None:
@@ -65,19 +70,32 @@ def hear_cancel(connection: Any, rq_job: RqJob, is_ours: Callable[[], bool], *, 
 
 
 def add_end(
-    pipe: Any, rq_job: RqJob, queue: Queue, result: JobResult, failure: Failure | None, *, last: bool = False
+    pipe: Any,
+    rq_job: RqJob,
+    queue: Queue,
+    result: JobResult,
+    failure: Failure | None,
+    *,
+    wait: float = 0.0,
+    last: bool = False,
+    log: str = "",
 ) -> None:
     """Adds the end of an attempt to a MULTI: final, or back to the front of its queue where the result is QUEUED.
 
     Args:
         result: what the job came to; kept in its meta where final.
         failure: why the attempt failed, where it did.
+        wait: seconds until the job may be tried again, where it goes back.
         last: back behind the others instead: what it waits for is not to be had just now.
+        log: what was logged during the attempt, where it failed; its end is kept.
     """
     now = time.time()
     if result.status is JobStatus.QUEUED:
-        pipe.hset(rq_job.key, mapping={"status": RqStatus.QUEUED.value, "worker_name": ""})
-        (pipe.rpush if last else pipe.lpush)(queue.key, rq_job.id)
+        if wait:
+            postpone(pipe, rq_job.id, queue, now + wait)
+        else:
+            pipe.hset(rq_job.key, mapping={"status": RqStatus.QUEUED.value, "worker_name": ""})
+            (pipe.rpush if last else pipe.lpush)(queue.key, rq_job.id)
         event: Event = Returned(time=now, job_id=rq_job.id, batch=result.batch, worker=result.worker, failure=failure)
     else:
         rq_job.meta["result"] = result.model_dump(mode="json")
@@ -85,26 +103,53 @@ def add_end(
         event = Ended(time=now, result=result)
     ended_at = utcformat(rq_job.ended_at) if rq_job.ended_at else ""
     pipe.hset(rq_job.key, mapping={"meta": JSONSerializer.dumps(rq_job.meta), "ended_at": ended_at})
+    if failure is not None:
+        pipe.hset(rq_job.key, names.LOG_FIELD, log.encode()[-_LOG_BYTES:])
+    elif result.status is not JobStatus.QUEUED:
+        pipe.hdel(rq_job.key, names.LOG_FIELD)
     publish(pipe, event)
 
 
-def add_set_aside(pipe: Any, rq_job: RqJob, queue: Queue) -> None:
+def registry_key(queue_name: str) -> str:
+    """Redis' key of the scheduled jobs of a queue: a sorted set of ids by when they are due, seconds since 1970."""
+    return str(ScheduledJobRegistry.key_template.format(queue_name))
+
+
+def postpone(pipe: Any, job_id: str, queue: Queue, due: float) -> None:
+    """Adds to a MULTI that a job waits until `due`, in seconds since 1970. `postponing` brings it back."""
+    pipe.hset(RqJob.key_for(job_id), mapping={"status": RqStatus.SCHEDULED.value, "worker_name": ""})
+    pipe.zadd(registry_key(queue.name), {job_id: due})
+
+
+def add_set_aside(pipe: Any, rq_job: RqJob, queue: Queue, attempts: int) -> None:
     """Adds to a MULTI the end of a job that was rescued too often."""
-    message = f"its worker died {MAX_RESCUES} times while rendering it; the job may be what kills them."
+    message = (
+        f"its worker died {MAX_RESCUES} times while rendering it, the last time {rq_job.worker_name or 'one unknown'}; "
+        "the job may be what kills them. `renderkiln failed --requeue` with its id tries it again."
+    )
     failure = Failure(kind=RendererDiedError.kind, message=message)
     try:
         batch = read_payload(rq_job.data).batch
     except InvalidSpecError:
         add_refusal(pipe, rq_job.id, queue, failure)
         return
-    result = JobResult(job_id=rq_job.id, batch=batch, status=JobStatus.FAILED, failure=failure)
+    rq_job.ended_at = rq_now()
+    result = JobResult(
+        job_id=rq_job.id,
+        batch=batch,
+        status=JobStatus.FAILED,
+        failure=failure,
+        worker=rq_job.worker_name or "",
+        attempt=attempts,
+    )
     add_end(pipe, rq_job, queue, result, failure)
 
 
 def add_refusal(pipe: Any, job_id: str, queue: Queue, failure: Failure) -> None:
     """Adds to a MULTI that a job is set aside which is none of ours; its fields are not trusted."""
     key = RqJob.key_for(job_id)
-    pipe.hset(key, mapping={"status": RqStatus.FAILED.value, "exc_info": zlib.compress(_said(failure).encode())})
+    said = zlib.compress(_said(failure).encode())
+    pipe.hset(key, mapping={"status": RqStatus.FAILED.value, "exc_info": said, "ended_at": utcformat(rq_now())})
     pipe.persist(key)
     pipe.zadd(queue.failed_job_registry.key, {job_id: -1})
     pipe.lrem(queue.intermediate_queue_key, 1, job_id)

@@ -2,20 +2,34 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
+from renderkiln.home.replies import ReplyTooLargeError
 from renderkiln.schema import names
+
+from .signals import Signals
+
+log = logging.getLogger("renderkiln.supervisor")
 
 
 class Listener:
     """Hears the durable events. Submitting writes one in the same MULTI as its jobs."""
 
-    def __init__(self, connection: Any) -> None:
-        self._connection = connection
+    def __init__(self, connection: Any, signals: Signals) -> None:
+        self._connection, self._signals = connection, signals
         self._last = "$"
 
     def wait(self, seconds: float) -> None:
         """Returns when something has happened since the last call, or so many seconds have passed."""
+        try:
+            self._read(seconds)
+        except ReplyTooLargeError as error:
+            log.warning("the stream of events cannot be read: %s", error)
+            self._last = "$"
+            self._signals.sleep(seconds)
+
+    def _read(self, seconds: float) -> None:
         reply = self._connection.xread({names.EVENTS: self._last}, count=100, block=int(seconds * 1000))
         if reply:
             self._last = reply[0][1][-1][0].decode()

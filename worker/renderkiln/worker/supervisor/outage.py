@@ -50,10 +50,19 @@ class Backoff:
         self._next = min(self._next * 2, _LONGEST_WAIT)
 
 
-def ride_out(write: Callable[[], None], signals: Signals, what: str, give_up: Callable[[], bool]) -> bool:
+def ride_out(
+    write: Callable[[], None],
+    signals: Signals,
+    what: str,
+    give_up: Callable[[], bool],
+    mend: Callable[[redis.RedisError], bool],
+) -> bool:
     """Calls `write` until Redis takes it; False where `give_up` said so first.
 
     `write` must do no harm when it is called again after an answer was lost.
+
+    Args:
+        mend: puts right what stood in the way; whether it did.
     """
     backoff = Backoff(signals)
     while True:
@@ -63,6 +72,8 @@ def ride_out(write: Callable[[], None], signals: Signals, what: str, give_up: Ca
         except redis.WatchError:
             continue  # somebody else was at it just now: look again
         except redis.RedisError as error:
+            if mend(error):
+                continue
             if not is_outage(error):
                 raise
             if give_up():

@@ -58,6 +58,13 @@ class Outcome:
     render_seconds: float = 0.0
     write_seconds: float = 0.0
 
+    #: What was logged meanwhile, where it failed.
+    log: str = ""
+
+    @property
+    def is_done(self) -> bool:
+        return self.failure is None and not (self.canceled or self.given_back or self.lost or self.held_up)
+
     def hold_up(self, error: RenderkilnError) -> None:
         """Ends it, after all, as one that could not be written down."""
         self.held_up, self.failure, self.canceled = True, Failure(kind=error.kind, message=str(error)), False

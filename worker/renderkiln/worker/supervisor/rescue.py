@@ -20,9 +20,13 @@ from rq.job import Job as RqJob
 from rq.job import JobStatus as RqStatus
 from rq.serializers import JSONSerializer
 
+from renderkiln.home.reading import members_of_sorted_set, read_hashes
+from renderkiln.schema.limits import MAX_FIELD
+
 from .endings import add_set_aside
 from .fates import MAX_RESCUES
-from .taking import counter, read_job, rescue_intermediate
+from .refusals import Refusals
+from .taking import counter, known_id, read_job, rescue_intermediate
 
 log = logging.getLogger("renderkiln.supervisor")
 
@@ -32,6 +36,7 @@ def rescue(
     queues: Iterable[Queue],
     worker_key: Callable[[str], str],
     patience: float,
+    refusals: Refusals | None = None,
 ) -> int:
     """Puts abandoned jobs back to the front of their queues; how many. A job rescued too often is set aside.
 
@@ -39,36 +44,50 @@ def rescue(
         connection: a Redis client that answers in bytes.
         worker_key: the Redis key of a worker of this name.
         patience: see `rescue_intermediate`.
+        refusals: counts what is refused.
     """
-    count = 0
+    count, refusals = 0, refusals or Refusals()
     for queue in queues:
-        for member, lease_ends in connection.zrange(queue.started_job_registry.key, 0, -1, withscores=True):
-            job_id, _, execution_id = member.decode(errors="replace").partition(":")
+        registry = queue.started_job_registry.key
+        for member, lease_ends in members_of_sorted_set(connection, registry):
+            job_id = known_id(member.partition(b":")[0])
+            if job_id is None or not member.isascii():
+                connection.zrem(registry, member)
+                refusals.job(repr(member[:80]), queue.name, "what stands among the started jobs is none")
+                continue
             if lease_ends > time.time() and not _worker_is_gone(connection, job_id, worker_key):
                 continue
-            count += _put_back(connection, queue, job_id, execution_id)
-        count += rescue_intermediate(connection, queue, patience)
+            count += _put_back(connection, queue, job_id, member.decode(), refusals)
+        count += rescue_intermediate(connection, queue, patience, refusals)
     return count
+
+
+def process_of(found: list[bytes | None] | None, host: str) -> int | None:
+    """The process id of a worker on this host, from what its record says of `hostname` and `pid`; None elsewhere."""
+    said_host, said_pid = found or (None, None)
+    if said_host is None or said_pid is None or said_host != host.encode():
+        return None
+    pid = int(said_pid) if said_pid.isdigit() and len(said_pid) < 10 else 0
+    return pid if pid > 0 else None
 
 
 def _worker_is_gone(connection: Any, job_id: str, worker_key: Callable[[str], str]) -> bool:
     """Whether the job's worker ran on this machine and its process is no more. Elsewhere only the lease can tell."""
-    name = connection.hget(RqJob.key_for(job_id), "worker_name")
-    if not name:
+    (job,) = read_hashes(connection, [RqJob.key_for(job_id)], "worker_name")
+    name = (job or [None])[0]
+    if not name or len(name) > MAX_FIELD:
         return False
-    host, pid = connection.hmget(worker_key(name.decode()), "hostname", "pid")
-    if host is None or pid is None or host.decode() != socket.gethostname():
-        return False
-    return not psutil.pid_exists(int(pid))
+    (worker,) = read_hashes(connection, [worker_key(name.decode(errors="replace"))], "hostname", "pid")
+    pid = process_of(worker, socket.gethostname())
+    return pid is not None and not psutil.pid_exists(pid)
 
 
-def _put_back(connection: Any, queue: Queue, job_id: str, execution_id: str) -> bool:
+def _put_back(connection: Any, queue: Queue, job_id: str, member: str, refusals: Refusals) -> bool:
     registry = queue.started_job_registry.key
-    member = f"{job_id}:{execution_id}"
     key = RqJob.key_for(job_id)
     with connection.pipeline() as pipe:
         pipe.watch(key)
-        job = read_job(connection, job_id, queue)
+        job = read_job(connection, job_id, queue, refusals)
         if job is None:
             connection.zrem(registry, member)
             return False
@@ -81,7 +100,7 @@ def _put_back(connection: Any, queue: Queue, job_id: str, execution_id: str) -> 
         pipe.zrem(registry, member)
         pipe.delete(f"rq:execution:{member}")
         if is_ours and rescues >= MAX_RESCUES:
-            add_set_aside(pipe, job, queue)
+            add_set_aside(pipe, job, queue, counter(job, "attempts"))
         elif is_ours:
             mapping = {"meta": JSONSerializer.dumps(job.meta), "status": RqStatus.QUEUED.value, "worker_name": ""}
             pipe.hset(key, mapping=mapping)

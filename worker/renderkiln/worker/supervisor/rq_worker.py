@@ -15,35 +15,41 @@ from __future__ import annotations
 import logging
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from types import FrameType
 from typing import Any
 
 import psutil
 import redis
-from rq import Queue, SimpleWorker
+from rq import Queue
 from rq.executions import Execution
 from rq.job import Job as RqJob
 from rq.serializers import JSONSerializer
 from rq.utils import now as rq_now
 from rq.worker.base import WorkerStatus
-from rq.worker_registration import clean_worker_registry
 
+from renderkiln.home.workers import live_workers
 from renderkiln.schema import names
-from renderkiln.schema.errors import InvalidSpecError, LedgerError, WorkerUnavailableError
+from renderkiln.schema.errors import InvalidSpecError, LedgerError
 from renderkiln.schema.events import Started
 from renderkiln.schema.jobs import Failure, Job, JobResult, JobStatus
 from renderkiln.schema.payload import read_payload
+from renderkiln.schema.workers import WorkerInfo
 
 from .endings import add_end, hear_cancel, publish, refuse
-from .fates import tries_again
 from .gate import Gate
+from .guarded import GuardedWorker
+from .health import Health
 from .listening import Listener
 from .outage import Backoff, is_outage, ride_out
 from .outcomes import Beat, Current, Outcome
+from .postponing import Postponed
+from .refusals import Refusals
 from .rescue import rescue
 from .signals import Signals
 from .taking import claim, counter, next_fence, put_back, take
+from .verdicts import Verdict, in_words, judge, remember, result_of
 
 log = logging.getLogger("renderkiln.supervisor")
 # RQ tells of every registry that it looks at, every few seconds; its warnings are worth hearing.
@@ -53,16 +59,18 @@ logging.getLogger("renderkiln.rq").setLevel(logging.WARNING)
 IDLE_WAIT = 0.5
 
 
-class RenderWorker(SimpleWorker):  # type: ignore[misc]  # RQ is untyped to us
+class RenderWorker(GuardedWorker):
     """Takes jobs from the queues and has each attempted by `attempt(current)`.
 
     Args:
         attempt: makes one attempt and says how it ended; must not raise.
         signals: how a running attempt is told to stop.
         announce: tells the world that this worker lives, with its state; called about every lease / 3.
+        health: told of each job that fails or finishes, and asked before one is taken.
         lease: seconds without a heartbeat after which others count this worker as dead.
         gate: whether a job may be taken; None: always.
         owner: a process for which this worker was started; it ends, when idle, once that is gone.
+        refusals: counts what is refused.
     """
 
     def __init__(
@@ -75,12 +83,16 @@ class RenderWorker(SimpleWorker):  # type: ignore[misc]  # RQ is untyped to us
         on_ended: Callable[[Current, Outcome, JobStatus], None],
         signals: Signals,
         announce: Callable[[str], None],
+        health: Health,
         lease: float,
         gate: Gate | None = None,
         owner: int | None = None,
+        refusals: Refusals | None = None,
     ) -> None:
         super().__init__(
             queues,
+            signals=signals,
+            refusals=refusals or Refusals(),
             connection=connection,
             name=name,
             serializer=JSONSerializer,
@@ -92,43 +104,18 @@ class RenderWorker(SimpleWorker):  # type: ignore[misc]  # RQ is untyped to us
         self.log = logging.getLogger("renderkiln.rq")  # RQ's own logger would format for its own handlers
         self._attempt = attempt
         self._on_ended = on_ended
-        self._signals = signals
         self._announce = announce
+        self._health = health
+        self._postponed = Postponed(connection, name)
         self._lease = lease
         self._gate = gate
         self._owner = owner
         self._current: Current | None = None
         self._next_heartbeat = 0.0
-        self._listener = Listener(connection)
+        self._listener = Listener(connection, signals)
         self._found_empty = False
 
     # Starting and stopping.
-
-    def register_birth(self) -> None:
-        """Takes its name back at once from a dead process of this machine, or from itself when it lost Redis.
-
-        RQ would refuse the name until the lease ends.
-        """
-        host, pid = self.connection.hmget(self.key, "hostname", "pid")
-        ours = host is not None and pid is not None and host.decode() == self.hostname
-        if ours and (int(pid) == self.pid or not psutil.pid_exists(int(pid))):
-            self.connection.delete(self.key)
-        try:
-            super().register_birth()
-        except ValueError:
-            raise WorkerUnavailableError(
-                f"a worker named {self.name!r} is up already, or died less than {self.worker_ttl + 60} s ago on "
-                "another machine. Give this one another --name."
-            ) from None
-
-    def teardown(self) -> None:
-        """Ends the thread that hears commands, too, where Redis is away: the next start makes another."""
-        try:
-            super().teardown()
-        except redis.RedisError:
-            if self.pubsub_thread is not None:
-                self.pubsub_thread.stop()
-            raise
 
     @property
     def is_done(self) -> bool:
@@ -153,11 +140,6 @@ class RenderWorker(SimpleWorker):  # type: ignore[misc]  # RQ is untyped to us
         self._signals.stop_now = True
         self._signals.wake()
 
-    def kill_horse(self, sig: signal.Signals = signal.SIGTERM) -> None:
-        """RQ's stop-job command ends here, in the thread that hears commands."""
-        self._signals.canceled_job = self._stopped_job_id
-        self._signals.wake()
-
     # Signs of life.
 
     def get_heartbeat_ttl(self, job: RqJob) -> int:
@@ -169,7 +151,7 @@ class RenderWorker(SimpleWorker):  # type: ignore[misc]  # RQ is untyped to us
 
     def announce(self) -> None:
         """Tells the world how it stands now, between two heartbeats."""
-        self._announce("busy" if self._current else "idle")
+        self._announce("busy" if self._current else "unwell" if self._health.reason else "idle")
 
     def beat_while_rendering(self) -> Beat:
         """Keeps the lease of the job at hand; looks whether it is still ours and wanted. Survives an absent Redis."""
@@ -201,45 +183,67 @@ class RenderWorker(SimpleWorker):  # type: ignore[misc]  # RQ is untyped to us
             try:
                 if time.monotonic() >= next_beat:
                     next_beat = time.monotonic() + self._lease / 3
-                    self.set_state(WorkerStatus.IDLE)
+                    self.set_state(WorkerStatus.SUSPENDED if self._health.rests else WorkerStatus.IDLE)
                     self.heartbeat()
                 if self.should_run_maintenance_tasks:
                     self.run_maintenance_tasks()
                 may_take = self._gate is None or self._gate.is_open()
-                found = take(self.connection, self._ordered_queues) if may_take else None
-                if found is not None:
+                if self._health.rests:
+                    if timeout is None or self._owner is not None:
+                        self._stop_requested = True  # whoever started it is to hear why
+                        return None
+                elif may_take and (found := self._take()) is not None:
                     return found
-                if timeout is None and may_take:
-                    self._found_empty = True
-                    return None
-                if self._owner is not None and not psutil.pid_exists(self._owner):
-                    log.info("process %d, for which this worker was started, is gone: ending", self._owner)
-                    self._stop_requested = True
+                elif self._is_done_here(burst=timeout is None and may_take):
                     return None
                 self._listener.wait(IDLE_WAIT)
                 backoff.reset()
             except redis.RedisError as error:
+                if self.mend(error):
+                    continue
                 if not is_outage(error):
                     raise
                 backoff.wait("Redis is away", error)
         return None
+
+    def _take(self) -> tuple[RqJob, Queue] | None:
+        """The next job that this worker is to have; those that others are to have are left to them."""
+        self._postponed.bring_back(self._ordered_queues)
+        while (found := take(self.connection, self._ordered_queues, self._refusals)) is not None:
+            if not self._postponed.leave_to_others(*found):
+                return found
+        return None
+
+    def _is_done_here(self, burst: bool) -> bool:
+        """Whether a worker that found its queues empty ends there: told to, or left behind, and nothing waits."""
+        is_orphan = self._owner is not None and not psutil.pid_exists(self._owner)
+        if not (burst or is_orphan) or self._postponed.is_any(self._ordered_queues):
+            return False
+        if is_orphan:
+            log.info("process %d, for which this worker was started, is gone: ending", self._owner)
+            self._stop_requested = True
+        self._found_empty = burst
+        return True
 
     def clean_registries(self) -> None:
         """Puts abandoned jobs back, and forgets what RQ's registries keep for longer than the jobs are kept.
 
         Not RQ's own, which rescues without a fence, and counts differently.
         """
-        rescue(
-            self.connection,
-            self.queues,
-            lambda name: self.redis_worker_namespace_prefix + name,
-            patience=min(10.0, self._lease / 3),
-        )
+        patience = min(10.0, self._lease / 3)
         for queue in self.queues:
+            self.tidy(
+                f"looking for abandoned jobs in {queue.name}",
+                partial(rescue, self.connection, [queue], self._key_of, patience, self._refusals),
+            )
             for registry in (queue.finished_job_registry, queue.canceled_job_registry):
-                self.connection.zremrangebyscore(registry.key, 0, time.time())
-            clean_worker_registry(queue)
+                forget = partial(self.connection.zremrangebyscore, registry.key, 0, time.time())
+                self.tidy(f"forgetting old jobs of {queue.name}", forget)
+            self.tidy(f"forgetting dead workers of {queue.name}", partial(self.forget_dead_workers, queue))
         self.last_cleaned_at = rq_now()
+
+    def _key_of(self, name: str) -> str:
+        return f"{self.redis_worker_namespace_prefix}{name}"
 
     # Doing them.
 
@@ -247,7 +251,7 @@ class RenderWorker(SimpleWorker):  # type: ignore[misc]  # RQ is untyped to us
         try:
             asked = read_payload(job.data)
         except InvalidSpecError as error:
-            log.warning("job %s in %s is refused: %s", job.id, queue.name, error)
+            self._refusals.job(job.id, queue.name, str(error))
             failure = Failure(kind=error.kind, message=str(error))
             self._ride_out(lambda: refuse(self.connection, job.id, queue, failure), "a job's refusal")
             return
@@ -299,7 +303,7 @@ class RenderWorker(SimpleWorker):  # type: ignore[misc]  # RQ is untyped to us
                 claimed.append(self.execution)
 
         self.execution = None
-        self._ride_out(try_once, f"starting job {job.id}")
+        self._ride_out(try_once, f"starting job {job.id}", _types_by_key(rq_job))
         if not claimed:
             return None
         self._next_heartbeat = time.monotonic() + self._lease / 3
@@ -309,7 +313,7 @@ class RenderWorker(SimpleWorker):  # type: ignore[misc]  # RQ is untyped to us
         """Whether a job is in the hands of this execution, which means: nobody has rescued it."""
         return self.connection.zscore(rq_job.started_job_registry.key, execution.composite_key) is not None
 
-    def _ride_out(self, write: Callable[[], None], what: str) -> bool:
+    def _ride_out(self, write: Callable[[], None], what: str, more: Mapping[str, str] | None = None) -> bool:
         """Writes, however long Redis is away. A stop signal too many ends the waiting: the lease brings the job back.
 
         While a job is rendered that is the second signal, since its end is worth waiting for; else the first.
@@ -319,74 +323,66 @@ class RenderWorker(SimpleWorker):  # type: ignore[misc]  # RQ is untyped to us
             self._signals,
             what,
             lambda: self._signals.stop_now or (self._current is None and bool(self._stop_requested)),
+            partial(self.mend, more=more),
         )
 
     def _conclude(self, current: Current, queue: Queue, outcome: Outcome, seconds: float) -> None:
-        job, said = current.job, f"the end of job {current.job.id}"
-        status = self._status_after(current, outcome)
+        job, rq_job, said = current.job, current.rq_job, f"the end of job {current.job.id}"
+        rq_job.ended_at = rq_now()
+        verdict = judge(rq_job, job, outcome, self.name, self._live_workers)
         if not outcome.lost:
-            self._ride_out(lambda: self._hear_cancel(current, outcome, is_final=status.is_final), said)
-            status = JobStatus.CANCELED if outcome.canceled else status
+            self._ride_out(lambda: self._hear_cancel(current, outcome, is_final=verdict.status.is_final), said)
+            verdict = Verdict(JobStatus.CANCELED) if outcome.canceled else verdict
         try:
-            self._on_ended(current, outcome, status)
+            self._on_ended(current, outcome, verdict.status)
         except LedgerError as error:
             log.error("the end of job %s could not be recorded: %s", job.id, error)
-            if status is JobStatus.FINISHED:  # nothing is said to be done before the ledger has it
+            if verdict.status is JobStatus.FINISHED:  # nothing is said to be done before the ledger has it
                 outcome.hold_up(error)
-                status = self._status_after(current, outcome)
+                verdict = judge(rq_job, job, outcome, self.name, self._live_workers)
         if outcome.lost:
             log.warning("job %s was given to another worker meanwhile: nothing more is written", job.id)
             self.execution = None
             return
         if outcome.failure is not None:
-            kind, message = outcome.failure.kind, outcome.failure.message
-            log.warning("job %s, attempt %d: %s: %s", job.id, current.number, kind, message)
-        else:
-            made = f"{len(outcome.images)} of {job.num_images} images"
-            log.info("job %s %s: %s in %.1f s (%s)", job.id, status.value, made, seconds, job.spec.prompt[:60])
-        result = JobResult(
-            job_id=job.id,
-            batch=job.batch,
-            status=status,
-            images=tuple(outcome.images[k] for k in sorted(outcome.images)),
-            failure=outcome.failure if status is JobStatus.FAILED else None,
-            worker=self.name,
-            host=self.hostname or "",
-            attempt=current.number,
-            seconds=round(seconds, 6),
+            remember(rq_job, job, current.execution.id, current.number, self.name, outcome.failure)
+        level = logging.INFO if outcome.failure is None else logging.WARNING
+        log.log(level, "%s", in_words(job, outcome, verdict, number=current.number, seconds=seconds))
+        self._health.ended(job.id, outcome)
+        about = {"worker": self.name, "host": self.hostname or "", "number": current.number, "seconds": seconds}
+        result = result_of(job, outcome, verdict, **about)
+        self._ride_out(
+            lambda: self._write_end(current, queue, outcome, result, verdict), said, _types_by_key(current.rq_job)
         )
-        self._ride_out(lambda: self._write_end(current, queue, outcome, result), said)
 
-    def _status_after(self, current: Current, outcome: Outcome) -> JobStatus:
-        meta = current.rq_job.meta
-        if outcome.canceled:
-            return JobStatus.CANCELED
-        if outcome.given_back or outcome.lost or outcome.held_up:
-            meta["attempts"] = current.number - 1  # neither a shutdown nor a full disk uses up an attempt
-            return JobStatus.QUEUED
-        if outcome.failure is None:
-            return JobStatus.FINISHED
-        if outcome.tightened is not None:  # which can happen a few times only, and is worth a try each time
-            return JobStatus.QUEUED
-        meta["failures"] = counter(current.rq_job, "failures") + 1
-        again = tries_again(outcome.failure.kind, meta["failures"], current.job.max_attempts)
-        return JobStatus.QUEUED if again else JobStatus.FAILED
+    def _live_workers(self) -> list[WorkerInfo]:
+        found: list[WorkerInfo] = []
+        self._ride_out(lambda: found.extend(live_workers(self.connection)), "asking which workers are up")
+        return found
 
     def _hear_cancel(self, current: Current, outcome: Outcome, *, is_final: bool) -> None:
         rq_job, execution = current.rq_job, current.execution
         if hear_cancel(self.connection, rq_job, lambda: self._holds(rq_job, execution), is_final=is_final):
             outcome.canceled, outcome.failure = True, None
 
-    def _write_end(self, current: Current, queue: Queue, outcome: Outcome, result: JobResult) -> None:
+    def _write_end(self, current: Current, queue: Queue, outcome: Outcome, result: JobResult, verdict: Verdict) -> None:
         rq_job, execution = current.rq_job, current.execution
-        rq_job.ended_at = rq_now()
         with self.connection.pipeline() as pipe:
             pipe.watch(rq_job.key)  # whoever rescues the job changes it
             if self._holds(rq_job, execution):
                 if result.status is JobStatus.QUEUED and pipe.hexists(rq_job.key, names.CANCEL_FIELD):
                     result = result.model_copy(update={"status": JobStatus.CANCELED})  # it came just now
                 pipe.multi()
-                add_end(pipe, rq_job, queue, result, outcome.failure, last=outcome.held_up)
+                add_end(
+                    pipe,
+                    rq_job,
+                    queue,
+                    result,
+                    outcome.failure,
+                    wait=verdict.wait,
+                    last=outcome.held_up,
+                    log=outcome.log,
+                )
                 if result.status is JobStatus.FINISHED:
                     self.increment_successful_job_count(pipeline=pipe)
                 elif result.status is JobStatus.FAILED:
@@ -398,3 +394,7 @@ class RenderWorker(SimpleWorker):  # type: ignore[misc]  # RQ is untyped to us
             else:
                 log.warning("job %s is no longer this attempt's: its end is written already, or another's", rq_job.id)
         self.execution = None
+
+
+def _types_by_key(rq_job: RqJob) -> Mapping[str, str]:
+    return {rq_job.key: "hash", f"rq:executions:{rq_job.id}": "zset"}

@@ -21,7 +21,8 @@ from renderkiln.home.folder import DataFolder
 from renderkiln.home.ledger import Ledger
 from renderkiln.home.memory_records import MemoryRecords
 from renderkiln.home.models import find_model, installed_models
-from renderkiln.home.pictures.inputs import check_input_bytes
+from renderkiln.home.pictures.inputs import MAX_BYTES, check_input_bytes
+from renderkiln.home.reading import read_strings
 from renderkiln.home.settings import Settings
 from renderkiln.home.store import Store
 from renderkiln.schema import names
@@ -32,6 +33,7 @@ from renderkiln.schema.errors import (
     ModelTooLargeError,
     RendererDiedError,
     ServerUnavailableError,
+    WorkerUnavailableError,
     did_you_mean,
 )
 from renderkiln.schema.jobs import PRIORITIES, Job, JobStatus
@@ -41,12 +43,15 @@ from renderkiln.worker.models.memory import why_too_large
 from renderkiln.worker.protocol import MemoryUse, Ready, RendererConfig, WarmUp
 
 from .ahead import LookAhead
+from .announcing import announce, withdraw
 from .attempt import run_attempt
+from .attempt_log import AttemptLog
 from .away import Away
 from .child import Renderer
 from .delivery import Places
 from .forms import Forms
 from .gate import Gate
+from .health import Health
 from .memory.keeper import MemoryKeeper, View
 from .memory.leaks import Holding, LeakWatch
 from .memory.rules import MemoryRules, thresholds
@@ -55,6 +60,7 @@ from .outcomes import Current, Outcome
 from .pausing import Pause
 from .publisher import Publisher
 from .redelivery import Redelivery
+from .refusals import Refusals
 from .room import Disks
 from .rq_worker import RenderWorker
 from .signals import Signals
@@ -95,6 +101,7 @@ def run_worker(
         ModelNotFoundError: a model it was told to listen for is not here, or none is.
         ModelTooLargeError: it could not be rendered in the memory that there is, or none could.
         StoreError, LedgerError: they cannot be written.
+        WorkerUnavailableError: job after job failed, and it was to end when the queues are empty, or with its owner.
     """
     return _Service(settings, connection, options, on_view).run()
 
@@ -121,6 +128,9 @@ class _Service:
         self._started_at = time.time()
         self._device: str = settings.device
         self._signals = Signals()
+        self._refusals = Refusals()
+        self._health = Health(settings.unwell_pause)
+        self._log = AttemptLog()
         self._engine: str = settings.engine
         config = RendererConfig(
             str(settings.data_dir),
@@ -157,7 +167,7 @@ class _Service:
         # What is resident needs no look ahead.
         self._ahead = LookAhead(self._redis, 0 if settings.memory == "resident" else settings.look_ahead)
         self._warm_model = options.warm or settings.model
-        self._renderer = Renderer(config, self._renderer_started)
+        self._renderer = Renderer(config, self._renderer_started, self._log.add)
         self._forms = Forms(settings, partial(find_model, self._folder), self._ledger.tuned_form)
         self._limits = self._forms.limits(self._models, installed_controlnets(self._folder))
         self._worker = RenderWorker(
@@ -168,9 +178,11 @@ class _Service:
             on_ended=self._record_end,
             signals=self._signals,
             announce=self._announce,
+            health=self._health,
             lease=settings.lease,
             gate=self._gate,
             owner=options.owner,
+            refusals=self._refusals,
         )
         news = News(self._redis, self._name)
         self._around = Surroundings(
@@ -209,6 +221,7 @@ class _Service:
         self._keeper.start()
         self._publisher.start()
         self._redelivery.start()
+        self._log.open()
         try:
             with contextlib.suppress(redis.RedisError):
                 self._announce("starting")
@@ -216,11 +229,11 @@ class _Service:
             return self._work()
         finally:
             self._renderer.close()
+            self._log.close()
             self._keeper.stop()
             self._redelivery.stop()
             with contextlib.suppress(redis.RedisError):  # it would expire by itself
-                self._redis.delete(names.worker(self._name))
-                self._redis.zrem(names.WORKERS, self._name)
+                withdraw(self._redis, self._name)
             with contextlib.suppress(LedgerError):  # full or locked: that must not keep anybody from ending
                 self._ledger.worker_ended(self._name)
             self._publisher.stop()
@@ -237,6 +250,8 @@ class _Service:
             except redis.RedisError as error:
                 log.warning("Redis does not answer: %s", error)
             if self._worker.is_done:
+                if self._health.reason is not None and (self._options.burst or self._options.owner is not None):
+                    raise WorkerUnavailableError(f"this worker takes no more jobs: {self._health.reason}")
                 return worked
             wait = 0.5 if time.monotonic() - began > 60 else min(wait * 2, 10.0)
             log.warning("the worker's loop ended early; beginning anew in %.1f s", wait)
@@ -277,15 +292,11 @@ class _Service:
             device=self._device,
             store=self._settings.out,
             state="paused" if self._pause.reason else state,
-            reason=self._pause.reason or self._away.why(self._store.url),
+            reason=self._pause.reason or self._health.reason or self._away.why(self._store.url),
             started_at=self._started_at,
+            refused=self._refusals.counts,
         )
-        now, lease = time.time(), self._settings.lease
-        with self._redis.pipeline(transaction=False) as pipe:
-            pipe.set(names.worker(self._name), info.model_dump_json(), px=int(lease * 1000))
-            pipe.zadd(names.WORKERS, {self._name: now})
-            pipe.zremrangebyscore(names.WORKERS, 0, now - lease)  # those who died without a word
-            pipe.execute()
+        announce(self._redis, info, self._settings.lease)
 
     def _announce_pause(self) -> None:
         with contextlib.suppress(redis.RedisError):
@@ -305,9 +316,11 @@ class _Service:
             current.fence,
         )
         self._keeper.take_peak()
+        self._log.begin()
         outcome = run_attempt(current.job, current.execution.id, self._around, begin)
         self._after(current.job.spec.model, outcome)
         self._gate.learn(current.job.spec.model, outcome)
+        outcome.log = self._log.text if outcome.failure is not None else ""
         return outcome
 
     def _warm_up_ran_out(self, why: str) -> None:
@@ -355,6 +368,7 @@ class _Service:
             failure=outcome.failure,
             timings=outcome.timings,
             memory=outcome.memory_taken,
+            log=outcome.log,
         )
         insist_on_ending(record, self._around)
         self._publisher.wake()
@@ -363,7 +377,7 @@ class _Service:
         found = {}
         for reference in job.spec.pictures:
             try:
-                data = self._redis.get(names.blob(reference.removeprefix("sha256:")))
+                (data,) = read_strings(self._redis, [names.blob(reference.removeprefix("sha256:"))], MAX_BYTES)
             except redis.RedisError as error:
                 raise ServerUnavailableError(f"Redis does not give the picture {reference[:23]}…: {error}") from error
             if data is None:

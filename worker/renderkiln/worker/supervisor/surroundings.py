@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from renderkiln.home.ledger import Ledger
-from renderkiln.home.store import Store
+from renderkiln.home.store import Store, named_store
 from renderkiln.schema.errors import InvalidSpecError
 from renderkiln.schema.jobs import ImageResult, Job
 from renderkiln.worker.protocol import FormName, MemoryOrder, Ready, Step
@@ -64,4 +64,4 @@ class Surroundings:
             raise InvalidSpecError(
                 f"this worker writes to its own store only, not to {store!r} (its setting store_policy is 'own')."
             )
-        return Store(self.store if store is None else store)
+        return Store(self.store) if store is None or self.is_own(store) else named_store(store)

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from renderkiln.schema.errors import InvalidSpecError, ModelNotFoundError, did_you_mean
+from renderkiln.schema.errors import ModelNotFoundError, UnsupportedHereError, did_you_mean
 from renderkiln.schema.spec import RenderSpec
 
 from ...models.choosing import Form
@@ -73,17 +73,17 @@ class ConvertedModelStages:
         """See `ModelStages.check`."""
         if spec.text_encoder == "system-multilingual":
             if not self.has(PROJECTION):
-                raise InvalidSpecError(
+                raise UnsupportedHereError(
                     f"text_encoder: {spec.model!r} was not converted for the system's text encoder, which takes "
                     "`renderkiln convert --multilingual-projection`; leave it out"
                 )
             self._system_text.check()
         elif self.has(PROJECTION):
-            raise InvalidSpecError(
+            raise UnsupportedHereError(
                 f"text_encoder: {spec.model!r} was converted for the system's text encoder; ask for system-multilingual"
             )
         if spec.clip_skip is not None:
-            raise InvalidSpecError(
+            raise UnsupportedHereError(
                 f"clip_skip: {spec.model!r} is a converted model, whose text encoder gives its last layer only; "
                 "leave it out, or render with the torch engine"
             )

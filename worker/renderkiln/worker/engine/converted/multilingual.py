@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from renderkiln.schema.errors import InvalidSpecError, ModelLoadError, RenderFailedError
+from renderkiln.schema.errors import ModelLoadError, RenderFailedError, UnsupportedHereError
 
 from ...runtimes.apple.system import TEXT_FRAMEWORK, why_no_text_encoder
 from ...runtimes.base import Array
@@ -39,7 +39,7 @@ class SystemText(Protocol):
     """A text encoder of the system."""
 
     def check(self) -> None:
-        """Raises InvalidSpecError if this system has none, with what it needs. Loads nothing."""
+        """Raises UnsupportedHereError if this system has none, with what it needs. Loads nothing."""
 
     def embed(self, text: str, script: str) -> Array:
         """Vectors of a text, (n, E) float32, in its order; n may be 0.
@@ -48,7 +48,7 @@ class SystemText(Protocol):
             script: one of `SCRIPTS`.
 
         Raises:
-            InvalidSpecError: see `check`.
+            UnsupportedHereError: see `check`.
             ModelLoadError: the script's encoder is not on this machine and cannot be fetched, or cannot be loaded.
             RenderFailedError: it cannot embed the text.
         """
@@ -66,7 +66,7 @@ class SystemTextEncoder:
         """See `SystemText.check`."""
         complaint = why_no_text_encoder()
         if complaint:
-            raise InvalidSpecError(f"text_encoder system-multilingual {complaint}")
+            raise UnsupportedHereError(f"text_encoder system-multilingual {complaint}")
 
     def embed(self, text: str, script: str) -> Array:
         """See `SystemText.embed`."""
