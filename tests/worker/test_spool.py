@@ -7,6 +7,8 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from renderkiln.home.store import Store
 from renderkiln.worker.supervisor.redelivery import Redelivery
 
@@ -43,4 +45,36 @@ def test_the_thread_brings_what_is_spooled_when_the_store_is_back(tmp_path: Path
         bench.signals.sleep(0.5)
     redelivery.stop()
     bench.check(job)
+    bench.close()
+
+
+def test_while_a_store_is_away_its_pictures_are_read_once_and_those_of_others_are_brought(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = AttemptBench(tmp_path)
+    bench.patience = 0.0
+    own, named = a_job(4), a_job(1, store=str(tmp_path / "named"))
+    bench.pictures.write_bytes(b"")
+    assert bench.attempt(own).held_up
+    bench.renderer.on_order = lambda: [(tmp_path / "named").rename(tmp_path / "away"), (tmp_path / "named").touch()]
+    assert bench.attempt(named).held_up
+    reads: list[str] = []
+    read = bench.spool.read
+    monkeypatch.setattr(bench.spool, "read", lambda kept: [reads.append(kept.path.name), read(kept)][1])
+    redelivery = Redelivery(
+        bench.spool,
+        lambda name: Store(name or bench.pictures),
+        Store(bench.pictures),
+        bench.ledger.path,
+        bench.away,
+        bench.signals.wake,
+    )
+    for _ in range(10):
+        assert not redelivery.deliver_all()
+    assert len(reads) == 5 + 9 * 2, "all once, and then one for each store"
+    (tmp_path / "named").unlink()
+    redelivery.deliver_all()
+    assert [row.k for row in bench.rows(named)] == [0]
+    assert len(bench.spool.pictures()) == 4
+    redelivery.close()
     bench.close()

@@ -22,6 +22,8 @@ log = logging.getLogger("renderkiln.supervisor")
 #: Seconds between tries while a store is away; and between looks at an empty spool, into which another worker of this
 #: data folder may have put something before it died.
 _FIRST_WAIT, _LONGEST_WAIT, _IDLE = 0.5, 15.0, 30.0
+#: Not the name of any store.
+_UNREAD = "\x00"
 
 
 class Redelivery:
@@ -47,6 +49,8 @@ class Redelivery:
         self._away, self._on_recorded = away, on_recorded
         self._ledger: Ledger | None = None
         self._said: set[str] = set()
+        #: By the name of a file in the spool: the store that it belongs to.
+        self._belongs: dict[str, str | None] = {}
         self._woken, self._ending = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="redelivery", daemon=True)
 
@@ -69,8 +73,14 @@ class Redelivery:
         for kept in self._spool.pictures():
             if self._ending.is_set():
                 return False
+            # Where a picture belongs is read once: a full spool is gigabytes, and a store may be away all night.
+            if self._belongs.get(kept.path.name, _UNREAD) in failing:
+                continue
             read = self._spool.read(kept)
-            if read is None or read[0].store in failing:
+            if read is None:
+                continue
+            self._belongs[kept.path.name] = read[0].store
+            if read[0].store in failing:
                 continue
             try:
                 self._deliver(kept, *read)
@@ -86,6 +96,7 @@ class Redelivery:
         if is_done and self._said:
             log.info("the spool is empty: all pictures are where they belong")
             self._said.clear()
+            self._belongs.clear()
         return is_done and self._away.seconds(self._own.url) is None
 
     def close(self) -> None:
@@ -95,10 +106,12 @@ class Redelivery:
             self._ledger = None
 
     def _run(self) -> None:
-        wait = _FIRST_WAIT
+        wait = 0.0
         while not self._ending.is_set():
+            wait = min(max(wait, _FIRST_WAIT) * 2, _LONGEST_WAIT)
             try:
-                wait = _IDLE if self.deliver_all() else min(max(wait, _FIRST_WAIT) * 2, _LONGEST_WAIT)
+                if self.deliver_all():
+                    wait = _IDLE
             except (OSError, StoreError) as error:  # of the spool's own disk
                 self._say_once(f"the spool cannot be read: {error}")
             except Exception:  # a fault of ours must not keep pictures from arriving for ever
@@ -121,6 +134,7 @@ class Redelivery:
             self._ledger = Ledger(self._path)
         self._ledger.image_recorded(parcel.job_id, image, parcel.execution_id)
         self._spool.remove(kept)
+        self._belongs.pop(kept.path.name, None)
         log.info("a picture of job %s has arrived late: %s", parcel.job_id, image.url)
         self._on_recorded()
 
