@@ -63,7 +63,7 @@ class Bench:
     def let_lease_end(self) -> None:
         registry = self.queue.started_job_registry.key
         for member in self.connection.zrange(registry, 0, -1):
-            self.connection.zadd(registry, {member: time.time() - 1})
+            self.connection.delete(b"rq:execution:" + member)
 
     def lists(self) -> tuple[int, int, int]:
         """How many ids the queue, its intermediate list and the registry of started jobs hold."""
@@ -238,3 +238,42 @@ def test_counts_that_are_no_counts_are_taken_for_none(bench: Bench) -> None:
     bench.run_one()
     assert [current.number for current in bench.attempts] == [1]
     assert bench.house.queue.status(job) is JobStatus.FINISHED
+
+
+def test_a_machine_with_a_wrong_clock_takes_no_jobs_away_and_loses_none(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.house.submit()
+
+    def jump(current: Current) -> Outcome:
+        real = time.time
+        for days in (1, -1):  # the rescuer's clock is ahead, and then behind as the lease is written
+            monkeypatch.setattr(time, "time", lambda days=days: real() + days * 86400)
+            bench.connection.zadd(bench.queue.started_job_registry.key, {current.execution.composite_key: time.time()})
+            assert bench.rescue() == 0
+        monkeypatch.undo()
+        assert bench.worker.beat_while_rendering() is Beat.GOING_ON
+        return Outcome()
+
+    bench.does = jump
+    bench.run_one()
+    assert len(bench.attempts) == 1
+
+
+def test_a_job_that_a_wrong_clock_saw_first_is_put_back_in_time(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench.house.submit()
+    assert take(bench.connection, [bench.queue]) is not None
+    with monkeypatch.context() as wrong:
+        wrong.setattr(time, "time", lambda: 4e9)
+        assert bench.rescue() == 0, "seen for the first time"
+    assert bench.rescue() == 1
+    assert bench.lists() == (1, 0, 0)
+
+
+def test_a_worker_whose_redis_was_emptied_keeps_its_name(bench: Bench) -> None:
+    bench.worker.register_birth()
+    bench.connection.flushall()
+    bench.worker.heartbeat()
+    host, pid = bench.connection.hmget(bench.worker.key, "hostname", "pid")
+    assert (host.decode(), int(pid)) == (bench.worker.hostname, os.getpid())
+    assert bench.connection.sismember("rq:workers", bench.worker.key)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import socket
-import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -42,13 +41,22 @@ def rescue(
     """
     count = 0
     for queue in queues:
-        for member, lease_ends in connection.zrange(queue.started_job_registry.key, 0, -1, withscores=True):
+        for member in connection.zrange(queue.started_job_registry.key, 0, -1):
             job_id, _, execution_id = member.decode(errors="replace").partition(":")
-            if lease_ends > time.time() and not _worker_is_gone(connection, job_id, worker_key):
+            if _lease_runs(connection, member) and not _worker_is_gone(connection, job_id, worker_key):
                 continue
             count += _put_back(connection, queue, job_id, execution_id)
         count += rescue_intermediate(connection, queue, patience)
     return count
+
+
+def _lease_runs(connection: Any, member: bytes) -> bool:
+    """Whether a lease has not ended, by the server's clock: it lets the execution's key expire with it.
+
+    The score in the registry is by the clock of whoever wrote it. One Mac with a wrong clock would take everybody's
+    jobs away, or have its own taken.
+    """
+    return bool(connection.exists(b"rq:execution:" + member))
 
 
 def _worker_is_gone(connection: Any, job_id: str, worker_key: Callable[[str], str]) -> bool:

@@ -172,6 +172,11 @@ class RenderWorker(SimpleWorker):  # type: ignore[misc]  # RQ is untyped to us
 
     def heartbeat(self, timeout: int | None = None, pipeline: Any = None) -> None:
         super().heartbeat(timeout, pipeline)
+        if not self.connection.hexists(
+            self.key, "birth"
+        ):  # Redis was emptied, and a nameless entry would keep our name
+            self.connection.delete(self.key)
+            super().register_birth()
         self._announce("busy" if self._current else "idle")
 
     def beat_while_rendering(self) -> Beat:

@@ -26,6 +26,9 @@ from .endings import refuse
 
 log = logging.getLogger("renderkiln.supervisor")
 
+#: Seconds for which it is remembered when a job was first seen between the two steps.
+_SEEN = 3600
+
 
 def take(connection: Any, queues: Iterable[Queue]) -> tuple[RqJob, Queue] | None:
     """The first waiting job, its id now in its queue's intermediate list; None if nothing waits."""
@@ -95,11 +98,10 @@ def rescue_intermediate(connection: Any, queue: Queue, patience: float) -> int:
     for raw in connection.lrange(queue.intermediate_queue_key, 0, -1):
         job_id = raw.decode(errors="replace")
         seen = queue.intermediate_queue.get_first_seen_key(job_id)
-        now = time.time()
-        if connection.set(seen, now, nx=True, ex=3600):
+        if connection.set(seen, time.time(), nx=True, ex=_SEEN):
             continue
-        first_seen = connection.get(seen)
-        if first_seen is None or now - float(first_seen) < patience:
+        # How long ago that was is told by the server's clock: whoever saw it first may have a wrong one.
+        if _SEEN - connection.pttl(seen) / 1000 < patience:
             continue
         with connection.pipeline() as pipe:
             pipe.watch(queue.intermediate_queue_key, RqJob.key_for(job_id))
