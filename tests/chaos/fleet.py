@@ -105,6 +105,7 @@ class Fleet:
         self._server = EmbeddedServer(DataFolder(root / "hub"))
         self._server.ensure_running()
         self.lines = Lines(self.socket)
+        self._clients: list[redis.Redis] = []
         self._orders = _Nursery(root)
         self.seats: list[Seat] = []
         for number in range(workers):
@@ -126,8 +127,9 @@ class Fleet:
         return sorted({DataFolder(seat.data).ledger for seat in self.seats})
 
     def client(self) -> redis.Redis:
-        """The harness's own line, which nothing harms but the server's death."""
-        return self._server.client()
+        """The harness's own line, which nothing harms but the server's death; closed with the fleet."""
+        self._clients.append(self._server.client())
+        return self._clients[-1]
 
     # Workers.
 
@@ -194,7 +196,12 @@ class Fleet:
                 seat.life.wait(10)
         self._orders.close()
         self.lines.close()
+        for client in self._clients:
+            client.close()
+        pid = self._server.status().pid
         self._server.stop()
+        if pid is not None:
+            reap(pid)
 
 
 class _Nursery:

@@ -32,6 +32,10 @@ class Line:
         self._listener = await asyncio.start_server(self._serve, "127.0.0.1", 0)
         self.port = self._listener.sockets[0].getsockname()[1]
 
+    def close(self) -> None:
+        if self._listener is not None:
+            self._listener.close()
+
     def harm(self, mode: str | None, answers: int = 0) -> None:
         """Begins harm, or ends it (None). Called in the loop's thread."""
         self.mode, self.answers = mode, answers
@@ -102,6 +106,7 @@ class Lines:
 
     def __init__(self, server: str) -> None:
         self._server = server
+        self._lines: list[Line] = []
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="lines", daemon=True)
         self._thread.start()
@@ -109,6 +114,7 @@ class Lines:
     def open(self, seed: int) -> Line:
         line = Line(self._server, seed)
         self._do(line.open())
+        self._lines.append(line)
         return line
 
     def harm(self, line: Line, mode: str | None, answers: int = 0) -> None:
@@ -116,6 +122,8 @@ class Lines:
 
     def close(self) -> None:
         async def end() -> None:
+            for line in self._lines:
+                line.close()
             tasks = asyncio.all_tasks() - {asyncio.current_task()}
             for task in tasks:
                 task.cancel()

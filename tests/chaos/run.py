@@ -77,8 +77,8 @@ def run(order: Order, plan: Sequence[Fault], tell: Callable[[str], None] = lambd
         _make_peace(order, fleet, watch, work, harm, tell)
         verdict = judge(fleet, watch, work.jobs, records)
     finally:
-        fleet.close()
         watch.close()
+        fleet.close()
     return Outcome(order, records, verdict, watch.failures, harm.refusals, harm.crashes, time.monotonic() - began, root)
 
 

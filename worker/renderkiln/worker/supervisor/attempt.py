@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from functools import partial
@@ -37,6 +37,7 @@ from renderkiln.worker.protocol import (
 
 from .child import Renderer
 from .delivery import Delivery
+from .handover import is_there
 from .outage import Backoff
 from .outcomes import Beat, Outcome
 from .signals import Signals
@@ -67,6 +68,8 @@ class Surroundings:
     #: Seconds for which store, ledger and Redis are tried again before the attempt fails.
     patience: float
     inputs: Callable[[Job], Mapping[str, bytes]]
+    #: Which of these images of a job another worker says to have recorded.
+    left_by_others: Callable[[Job, Sequence[int]], Iterable[ImageResult]]
     #: In which form a model is to be rendered now; None where that is for the renderer to say.
     form_of: Callable[[str], FormName | None]
     #: Told that a model's pictures came out broken; whether there is another form to try.
@@ -192,10 +195,14 @@ class _Attempt:
         return store
 
     def _find_pictures(self, store: Store) -> None:
-        """Takes over what was recorded and is still there: of this job, or of another one with the same pixels."""
+        """Takes over what is recorded and still there: of this job, by whomever, or of one with the same pixels."""
         job, ledger, images = self._job, self._around.ledger, self._outcome.images
         for image in ledger.images_of(job.id):
-            if _is_there(store, image):
+            if is_there(store, image):
+                images[image.k] = image
+        for image in self._around.left_by_others(job, [k for k in range(job.num_images) if k not in images]):
+            if is_there(store, image, whole=True):
+                ledger.image_recorded(job.id, image, None)
                 images[image.k] = image
         if job.again or len(images) == job.num_images:
             return
@@ -203,7 +210,7 @@ class _Attempt:
         suffix = Path(file_name(0, 0, "0" * 64, "", job.image_format)).suffix
         for digest, candidates in ledger.images_by_digest(list(digests)).items():
             for image in candidates:
-                if image.url.endswith(suffix) and _is_there(store, image):
+                if image.url.endswith(suffix) and is_there(store, image):
                     k = digests[digest]
                     found = image.model_copy(update={"k": k, "index": job.index + k})
                     ledger.image_recorded(job.id, found, None)
@@ -390,8 +397,3 @@ class _Attempt:
             for note in picture.notes:
                 log.warning("job %s, image %d: %s", job.id, image.k, note)
             self._around.on_image(job, image)
-
-
-def _is_there(store: Store, image: ImageResult) -> bool:
-    """Whether a recorded picture is in this store. Raises StoreError where that cannot be seen now."""
-    return image.url.startswith(store.url.rstrip("/") + "/") and store.matches(image.url, size=image.size_bytes)

@@ -44,6 +44,7 @@ from .ahead import LookAhead
 from .attempt import Surroundings, run_attempt
 from .child import Renderer
 from .forms import Forms
+from .handover import left_by_others
 from .memory.keeper import MemoryKeeper, View
 from .memory.leaks import Holding, LeakWatch
 from .memory.rules import MemoryRules, thresholds
@@ -158,6 +159,7 @@ class _Service:
             job_timeout=settings.job_timeout,
             patience=settings.patience,
             inputs=self._inputs,
+            left_by_others=partial(left_by_others, self._redis),
             form_of=self._forms.of,
             give_up_form=self._forms.give_up,
             memory_of=self._memory.order,
