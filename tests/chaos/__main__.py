@@ -20,11 +20,12 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=4)
     parser.add_argument("--lease", type=float, default=4.0, help="seconds")
     parser.add_argument("--step", type=float, default=30.0, help="milliseconds of a step of the fake engine")
+    parser.add_argument("--unlike", action="store_true", help="each host draws differently, as different chips do")
     parser.add_argument("--only", help="faults whose name holds this, in turn, instead of a mixture")
     parser.add_argument("--json", type=Path, help="a file for the same as JSON")
     parser.add_argument("--keep", action="store_true", help="keep the folder, with logs and ledgers")
     given = parser.parse_args()
-    order = Order(given.seed, given.jobs, given.workers, given.lease, given.step / 1000)
+    order = Order(given.seed, given.jobs, given.workers, given.lease, given.step / 1000, given.unlike)
     if given.only:
         kinds = sorted({fault.kind for fault in make_plan(0, 1000, 1) if given.only in fault.kind})
         if not kinds:

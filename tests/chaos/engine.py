@@ -30,18 +30,22 @@ from .control import Control
 
 SIDE = 64
 #: Environment of a worker and of its renderer.
-FOLDER, LIFE, STEP = "CHAOS_FOLDER", "CHAOS_LIFE", "CHAOS_STEP"
+FOLDER, LIFE, STEP, HAND = "CHAOS_FOLDER", "CHAOS_LIFE", "CHAOS_STEP", "CHAOS_HAND"
 
 
 class FakeEngine:
-    """Draws noise that a spec alone decides."""
+    """Draws noise that a spec decides, and the hand that draws: Macs with different chips draw a little differently.
 
-    def __init__(self, control: Control, life: str, step_seconds: float) -> None:
+    Args:
+        life: of its worker.
+    """
+
+    def __init__(self, control: Control, life: str, hand: str, step_seconds: float) -> None:
         self.residency = Residency()
         self.known_costs: dict[str, Any] = {}
         self._step_seconds = step_seconds
         self._log = os.open(control.folder / "steps.log", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-        self._life, self._numbers = life, itertools.count()
+        self._life, self._hand, self._numbers = life, hand, itertools.count()
 
     def render(
         self,
@@ -63,7 +67,7 @@ class FakeEngine:
                 line = f"{rendering} {self._life} {job.id} {k} {step} {num_steps} {time.monotonic():.3f}\n"
                 os.write(self._log, line.encode())
                 on_step(k, step, num_steps)
-            yield RenderedImage(k, spec.seed, SIDE, SIDE, _pixels(spec), time.perf_counter() - began)
+            yield RenderedImage(k, spec.seed, SIDE, SIDE, _pixels(spec, self._hand), time.perf_counter() - began)
             if enough():
                 return
 
@@ -77,9 +81,8 @@ class FakeEngine:
         pass
 
 
-def _pixels(spec: RenderSpec) -> bytes:
-    size = SIDE * SIDE * 3
-    return hashlib.shake_256(spec.digest.encode()).digest(size)
+def _pixels(spec: RenderSpec, hand: str) -> bytes:
+    return hashlib.shake_256(f"{hand}{spec.digest}".encode()).digest(SIDE * SIDE * 3)
 
 
 def _dying_in_mid_message(
@@ -106,7 +109,9 @@ def main() -> None:
     stand_in.stages_name = lambda model, revision: model
     sys.modules[stand_in.__name__] = stand_in
     patched: Any = loop
-    patched._make_engine = lambda config, forms: FakeEngine(control, os.environ[LIFE], float(os.environ[STEP]) / 1000)
+    patched._make_engine = lambda config, forms: FakeEngine(
+        control, os.environ[LIFE], os.environ[HAND], float(os.environ[STEP]) / 1000
+    )
     Connection.send = _dying_in_mid_message(control, Connection.send)  # type: ignore[method-assign]
 
     from renderkiln.worker.renderer.__main__ import main as real_main

@@ -25,7 +25,7 @@ from renderkiln.home.server import EmbeddedServer
 from renderkiln.schema.jobs import Job
 
 from .control import Control
-from .engine import FOLDER, LIFE, STEP
+from .engine import FOLDER, HAND, LIFE, STEP
 from .proxy import Line, Lines
 
 MODEL = "fake"
@@ -97,10 +97,11 @@ class Fleet:
         root: an empty folder.
         lease: seconds, of all workers.
         step_seconds: how long the fake engine takes for a step.
+        unlike: each host draws differently.
     """
 
-    def __init__(self, root: Path, *, workers: int, lease: float, step_seconds: float, seed: int) -> None:
-        self.root, self.lease, self._step_seconds = root, lease, step_seconds
+    def __init__(self, root: Path, *, workers: int, lease: float, step_seconds: float, unlike: bool, seed: int) -> None:
+        self.root, self.lease, self._step_seconds, self._unlike = root, lease, step_seconds, unlike
         self.store = root / "store"
         self._server = EmbeddedServer(DataFolder(root / "hub"))
         self._server.ensure_running()
@@ -155,6 +156,7 @@ class Fleet:
                 "environment": {
                     FOLDER: str(control.folder),
                     LIFE: life.name,
+                    HAND: seat.host if self._unlike else "",
                     STEP: str(self._step_seconds * 1000),
                     "RENDERKILN_LEASE": str(self.lease),
                     "RENDERKILN_REDIS_URL": f"redis://127.0.0.1:{seat.line.port}/0",

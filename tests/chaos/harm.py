@@ -71,7 +71,7 @@ class Harm:
 
     def ensure_up(self, seat: Seat) -> Life:
         """The worker of a seat, started where there is none, and again where it would not start for now."""
-        for _ in range(200):
+        for _ in range(100):
             life = seat.life
             if life is None or not life.is_up:
                 if life is not None:

@@ -88,7 +88,7 @@ class Line:
                         writer.write(data[: len(data) // 2])
                         await writer.drain()
                         return
-                    data = self._random.choice([b"\x00\xff?!\r\n", b":not a number\r\n", b"*-7\r\n", b"$x\r\n"]) + data
+                    data = self._random.choice([b"\x00\xff?!\r\n", b":not a number\r\n", b"$x\r\n"]) + data
                 writer.write(data)
                 await writer.drain()
 

@@ -35,6 +35,8 @@ class Order:
     workers: int = 4
     lease: float = 4.0
     step_seconds: float = 0.03
+    #: Whether each host draws differently.
+    unlike: bool = False
     #: Seconds after which what is left of the plan is left undone.
     limit: float = 1500.0
 
@@ -68,7 +70,14 @@ def run(order: Order, plan: Sequence[Fault], tell: Callable[[str], None] = lambd
     """
     root = Path(tempfile.mkdtemp(prefix="renderkiln-chaos-"))
     began = time.monotonic()
-    fleet = Fleet(root, workers=order.workers, lease=order.lease, step_seconds=order.step_seconds, seed=order.seed)
+    fleet = Fleet(
+        root,
+        workers=order.workers,
+        lease=order.lease,
+        step_seconds=order.step_seconds,
+        unlike=order.unlike,
+        seed=order.seed,
+    )
     watch = Watch(fleet.client())
     try:
         work = Work(fleet, watch, order.seed)

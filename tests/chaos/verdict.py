@@ -141,6 +141,8 @@ def _judge_pictures(verdict: Verdict, store: Path, rows: list[Row], watch: Watch
         if result is None or result.status is not JobStatus.FINISHED:
             continue
         said = {image.k: (image.url, image.sha256) for image in result.images}
+        if any(sums.get(url) != sha256 for url, sha256 in said.values()):
+            verdict.wrong_results.append(f"{job_id}: a file is not what its result says")
         if set(said) != set(range(job.num_images)) or any({each} != merged[job_id, k] for k, each in said.items()):
             verdict.wrong_results.append(f"{job_id}: its result is not what the ledgers have")
 

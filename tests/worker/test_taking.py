@@ -277,3 +277,10 @@ def test_a_worker_whose_redis_was_emptied_keeps_its_name(bench: Bench) -> None:
     host, pid = bench.connection.hmget(bench.worker.key, "hostname", "pid")
     assert (host.decode(), int(pid)) == (bench.worker.hostname, os.getpid())
     assert bench.connection.sismember("rq:workers", bench.worker.key)
+
+
+def test_a_name_is_free_that_a_dead_worker_left_in_an_emptied_redis(bench: Bench) -> None:
+    bench.connection.hset(bench.worker.key, mapping={"state": "busy"})
+    bench.worker.register_birth()
+    assert bench.connection.hget(bench.worker.key, "pid") == str(os.getpid()).encode()
+    assert bench.connection.ttl(bench.worker.key) > 0

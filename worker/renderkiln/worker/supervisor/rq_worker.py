@@ -114,11 +114,12 @@ class RenderWorker(SimpleWorker):  # type: ignore[misc]  # RQ is untyped to us
     def register_birth(self) -> None:
         """Takes its name back at once from a dead process of this machine, or from itself when it lost Redis.
 
-        RQ would refuse the name until the lease ends.
+        RQ would refuse the name until the lease ends; and for ever where Redis was emptied and the worker then wrote
+        its state and died: such an entry has no end, and no process.
         """
         host, pid = self.connection.hmget(self.key, "hostname", "pid")
-        ours = host is not None and pid is not None and host.decode() == self.hostname
-        if ours and (int(pid) == self.pid or not psutil.pid_exists(int(pid))):
+        is_nobodys = host is None or pid is None
+        if is_nobodys or (host.decode() == self.hostname and (int(pid) == self.pid or not psutil.pid_exists(int(pid)))):
             self.connection.delete(self.key)
         try:
             super().register_birth()
