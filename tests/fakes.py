@@ -64,8 +64,9 @@ class FakeWorker:
             job_id=job.id, batch=job.batch, status=status, worker="fake", host=self.host, attempt=1, **fields
         )
         queue = names.queue(job.priority, job.spec.model)
+        before: Any = self.connection.hget(RqJob.key_for(job.id), "meta")
+        meta = json.dumps(json.loads(before or "{}") | {"result": result.model_dump(mode="json")})
         with self.connection.pipeline() as pipe:
-            meta = json.dumps({"result": result.model_dump(mode="json")})
             pipe.hset(RqJob.key_for(job.id), mapping={"status": status.value, "meta": meta})
             pipe.zadd(f"rq:{status.value}:{queue}", {job.id: time.time() + names.RESULT_TTL})
             if status is not JobStatus.FAILED:

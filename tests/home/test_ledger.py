@@ -131,9 +131,11 @@ def test_a_ledger_of_0002_in_use_is_upgraded_and_keeps_its_rows(
         },
         "tunings": {"model": "m", "variant": "original", "compute_unit": "all", "measured": {}, "measured_at": now},
     }
+    then = sa.MetaData()
+    then.reflect(engine)  # the tables of that time, with the columns of that time
     with engine.begin() as connection:
         for name, values in rows.items():
-            connection.execute(sa.insert(Base.metadata.tables[name]).values(values))
+            connection.execute(sa.insert(then.tables[name]).values(values))
     engine.dispose()
     upgraded = open_ledger(path)
     result = upgraded.result(job.id)
@@ -171,7 +173,7 @@ def test_write_ahead_log_foreign_keys_and_busy_timeout_are_really_on(ledger: Led
             name: connection.exec_driver_sql(f"PRAGMA {name}").scalar()
             for name in ("journal_mode", "foreign_keys", "busy_timeout", "synchronous")
         }
-    assert found == {"journal_mode": "wal", "foreign_keys": 1, "busy_timeout": BUSY_TIMEOUT, "synchronous": 1}
+    assert found == {"journal_mode": "wal", "foreign_keys": 1, "busy_timeout": BUSY_TIMEOUT, "synchronous": 2}
 
 
 def test_a_row_that_names_an_unknown_worker_is_refused(ledger: Ledger) -> None:

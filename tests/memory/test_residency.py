@@ -23,13 +23,14 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def dropped() -> list[float]:
+def handed_back() -> list[float]:
+    """When memory was handed back to the system."""
     return []
 
 
 @pytest.fixture
-def residency(clock: Clock, dropped: list[float]) -> Residency:
-    residency = Residency(after_drop=lambda: dropped.append(clock.now), clock=clock)
+def residency(clock: Clock, handed_back: list[float]) -> Residency:
+    residency = Residency(hand_back=lambda: handed_back.append(clock.now), clock=clock)
     for key in (UNET, VAE, OTHER):
         residency.add(key, Loader(clock))
     return residency
@@ -50,7 +51,7 @@ def test_loads_once_and_measures(residency: Residency) -> None:
     assert (residency.counts.loads, residency.counts.load_seconds) == (1, 2)
 
 
-def test_dropping_leaves_no_reference(residency: Residency, dropped: list[float]) -> None:
+def test_dropping_leaves_no_reference(residency: Residency) -> None:
     with residency.use(UNET) as stage:
         reference = weakref.ref(stage)
     del stage
@@ -58,9 +59,7 @@ def test_dropping_leaves_no_reference(residency: Residency, dropped: list[float]
     gc.collect()
     assert reference() is None
     assert names(residency) == []
-    assert len(dropped) == 1
     assert not residency.drop(UNET)
-    assert len(dropped) == 1
     with residency.use(UNET):
         assert residency.counts.loads == 2
 
@@ -90,6 +89,17 @@ def test_an_error_in_use_gives_the_stage_back(residency: Residency) -> None:
     with pytest.raises(KeyboardInterrupt), residency.use(UNET):
         raise KeyboardInterrupt
     assert residency.drop_all()
+
+
+def test_what_a_load_or_a_drop_freed_is_handed_back(residency: Residency, handed_back: list[float]) -> None:
+    with residency.use(UNET):
+        assert len(handed_back) == 1, "before the stage is at work"
+    with residency.use(UNET):
+        assert len(handed_back) == 1
+    assert residency.drop(UNET)
+    assert len(handed_back) == 2
+    assert not residency.drop(UNET)
+    assert len(handed_back) == 2
 
 
 def test_what_is_lent_is_not_dropped(residency: Residency) -> None:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import pytest
 import redis
 from tests.fakes import FakeWorker
 
+from renderkiln.home.ledger import Ledger
 from renderkiln.home.store import Store
 from renderkiln.schema import names
 from renderkiln.schema.jobs import ImageResult, Job, JobOptions, make_job
 from renderkiln.schema.spec import RenderSpec
-from renderkiln.worker.supervisor.handover import is_there, leave, left_by_others
+from renderkiln.worker.supervisor.finding import find_pictures
+from renderkiln.worker.supervisor.handover import leave, left_by_others
+from renderkiln.worker.supervisor.spool import Spool
 
 
 @pytest.fixture
@@ -62,13 +66,16 @@ def test_nothing_is_left_while_redis_is_away(job: Job) -> None:
         assert list(left_by_others(nobody, job, [0])) == []
 
 
-def test_a_file_counts_where_it_is_in_the_store_byte_for_byte(noted: list[ImageResult], tmp_path: Path) -> None:
-    store, image = Store(str(tmp_path)), noted[0]
-    assert is_there(store, image, whole=True)
-    path = Path(image.url)
+def test_a_picture_that_was_left_counts_where_it_is_in_the_store_byte_for_byte(
+    connection: redis.Redis, job: Job, noted: list[ImageResult], tmp_path: Path
+) -> None:
+    ledger, spool = Ledger(tmp_path / "ledger.db"), Spool(tmp_path / "spool", 1000)
+    ledger.worker_started("mini", "mini", 1, {})
+    ledger.attempt_started(job, "execution", 1, "mini")
+    path = Path(noted[0].url)
     path.write_bytes(path.read_bytes()[::-1])
-    assert is_there(store, image)
-    assert not is_there(store, image, whole=True)
-    path.unlink()
-    assert not is_there(store, image)
-    assert not is_there(Store(str(tmp_path / "another")), image)
+    images: dict[int, ImageResult] = {}
+    assert find_pictures(job, Store(str(tmp_path)), ledger, spool, images, partial(left_by_others, connection)) == set()
+    assert images == {1: noted[1]}
+    assert ledger.images_of(job.id) == [noted[1]]
+    ledger.close()

@@ -16,9 +16,9 @@ from rq.serializers import JSONSerializer
 
 from renderkiln.schema import names
 from renderkiln.schema.jobs import JobStatus
-from renderkiln.worker.supervisor.outcomes import Beat, Outcome
+from renderkiln.worker.supervisor.outcomes import Beat, Current, Outcome
 from renderkiln.worker.supervisor.rescue import rescue
-from renderkiln.worker.supervisor.rq_worker import Current, RenderWorker
+from renderkiln.worker.supervisor.rq_worker import RenderWorker
 from renderkiln.worker.supervisor.signals import Signals
 from renderkiln.worker.supervisor.taking import claim, take
 

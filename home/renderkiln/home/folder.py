@@ -55,6 +55,11 @@ class DataFolder:
         return self.root / "ledger.db"
 
     @property
+    def hub_ledger(self) -> Path:
+        """What the hub of a fleet knows, where this machine runs it."""
+        return self.root / "hub.db"
+
+    @property
     def models(self) -> Path:
         return self.root / "models"
 
@@ -70,6 +75,11 @@ class DataFolder:
     def embeddings(self) -> Path:
         """Encoded prompts, where the settings say that they are kept on disk."""
         return self.root / "embeddings"
+
+    @property
+    def spool(self) -> Path:
+        """Pictures whose store is away."""
+        return self.root / "spool"
 
     @property
     def logs(self) -> Path:

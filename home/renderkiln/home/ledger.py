@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timezone
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,10 @@ from sqlalchemy.orm import Session
 
 from renderkiln.schema.errors import LedgerError
 from renderkiln.schema.jobs import Failure, ImageResult, Job, JobResult, JobStatus
-from renderkiln.schema.tables import AttemptRow, BatchRow, ImageRow, JobRow, TuningRow, WorkerRow
+from renderkiln.schema.tables import AttemptRow, BatchRow, ImageRow, JobRow, LedgerAboutRow, TuningRow, WorkerRow
+
+from . import ledger_changes as changes
+from .room import is_full
 
 #: Milliseconds to wait for another process's write before giving up.
 BUSY_TIMEOUT = 30_000
@@ -35,19 +39,24 @@ BUSY_TIMEOUT = 30_000
 class Ledger:
     """An open ledger. Cheap to keep, safe to use from several processes; not shared between threads.
 
+    What it is told of workers, jobs, attempts and images is numbered, change by change, for the hub (`outbox`).
+
+    Args:
+        strict: refuses a row whose parent is missing. A hub's is not: what it hears comes in any order.
+
     Raises:
         LedgerError: on opening, where the file is not a ledger, is newer than this version, or cannot be written; on
             any call, where the database fails.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, strict: bool = True) -> None:
         self.path = path
         self._engine = sa.create_engine(
             sa.URL.create("sqlite", database=str(path)),
             poolclass=sa.pool.StaticPool,
             connect_args={"timeout": BUSY_TIMEOUT / 1000},
         )
-        sa.event.listen(self._engine, "connect", _set_pragmas)
+        sa.event.listen(self._engine, "connect", partial(_set_pragmas, foreign_keys="ON" if strict else "OFF"))
         sa.event.listen(self._engine, "begin", _begin_immediate)
         try:
             with self._engine.begin() as connection:
@@ -64,17 +73,29 @@ class Ledger:
     def close(self) -> None:
         self._engine.dispose()
 
+    def wait_at_most(self, seconds: float) -> None:
+        """How long a call waits for another process's write: less for who has heartbeats to send meanwhile."""
+        with self.reading() as session:
+            session.connection().exec_driver_sql(f"PRAGMA busy_timeout={int(seconds * 1000)}")
+
+    def check(self) -> None:
+        """Writes something that changes nothing. Raises LedgerError where that does not work."""
+        with self.writing() as session:
+            session.execute(sa.update(LedgerAboutRow).values(revision=LedgerAboutRow.revision))
+
     # What workers tell it.
 
     def worker_started(self, name: str, host: str, pid: int, about: Mapping[str, Any]) -> None:
-        with self.writing() as session:
-            session.merge(
-                WorkerRow(name=name, host=host, pid=pid, started_at=utc_now(), ended_at=None, about=dict(about))
-            )
+        with self._change() as (connection, revision):
+            row = {"name": name, "host": host, "pid": pid, "about": dict(about)}
+            row |= {"started_at": utc_now(), "ended_at": None, "revision": revision}
+            connection.execute(changes.WORKER_STARTED, row)
 
     def worker_ended(self, name: str) -> None:
-        with self.writing() as session:
-            session.execute(sa.update(WorkerRow).where(WorkerRow.name == name).values(ended_at=utc_now()))
+        with self._change() as (connection, revision):
+            connection.execute(
+                changes.WORKER_ENDED, {"of_name": name, "new_ended_at": utc_now(), "new_revision": revision}
+            )
 
     def tuned(self, model: str, variant: str, compute_unit: str, measured: Mapping[str, Any]) -> None:
         """Keeps the form in which a model is rendered best here; replaces what was kept of it before."""
@@ -96,47 +117,39 @@ class Ledger:
             gone: Any = session.execute(sa.delete(TuningRow).where(TuningRow.model == model))
             return bool(gone.rowcount)
 
-    def attempt_started(self, job: Job, execution_id: str, number: int, worker: str) -> None:
-        """Records the attempt, and the job if it is new here; an attempt that a crash left open becomes abandoned."""
+    def attempt_started(self, job: Job, execution_id: str, number: int, worker: str, fence: int = 0) -> None:
+        """Records the attempt, and the job if it is new here; an attempt that a crash left open becomes abandoned.
+
+        Args:
+            fence: the claim's, higher than that of any claim of this job before.
+        """
         now = utc_now()
-        with self.writing() as session:
-            session.execute(insert(BatchRow).values(id=job.batch, first_seen=now).on_conflict_do_nothing())
-            row = {
-                "id": job.id,
-                "batch_id": job.batch,
-                "index": job.index,
-                "spec_digest": job.spec.digest,
-                "model": job.spec.model,
-                "prompt": job.spec.prompt,
-                "num_images": job.num_images,
-                "job": job.model_dump(mode="json"),
-                "status": JobStatus.STARTED.value,
-                "first_seen": now,
-            }
-            again = {"status": JobStatus.STARTED.value, "failure_kind": None, "failure_message": None, "ended_at": None}
-            session.execute(insert(JobRow).values(row).on_conflict_do_update(index_elements=["id"], set_=again))
-            session.execute(
-                sa.update(AttemptRow)
-                .where(AttemptRow.job_id == job.id, AttemptRow.ended_at.is_(None))
-                .values(ended_at=now, outcome="abandoned")
-            )
-            session.add(
-                AttemptRow(execution_id=execution_id, job_id=job.id, number=number, worker=worker, started_at=now)
-            )
+        row = {
+            "id": job.id,
+            "batch_id": job.batch,
+            "index": job.index,
+            "spec_digest": job.spec.digest,
+            "model": job.spec.model,
+            "prompt": job.spec.prompt,
+            "num_images": job.num_images,
+            "job": job.model_dump(mode="json"),
+            "status": JobStatus.STARTED.value,
+            "first_seen": now,
+            "fence": fence,
+            **dict.fromkeys(("failure_kind", "failure_message", "ended_at")),
+        }
+        attempt = {"execution_id": execution_id, "job_id": job.id, "number": number, "worker": worker}
+        with self._change() as (connection, revision):
+            connection.execute(changes.BATCH_SEEN, {"id": job.batch, "first_seen": now})
+            connection.execute(changes.JOB_STARTED, row | {"revision": revision})
+            connection.execute(changes.ABANDONED, {"of_job": job.id, "new_ended_at": now, "new_revision": revision})
+            connection.execute(changes.ATTEMPT_STARTED, attempt | {"started_at": now, "revision": revision})
 
     def image_recorded(self, job_id: str, image: ImageResult, execution_id: str | None) -> None:
         """Records a picture whose file is in the store. Saying it twice changes nothing."""
-        values = image.model_dump() | {"job_id": job_id, "execution_id": execution_id, "recorded_at": utc_now()}
-        statement = insert(ImageRow).values(values)
-        changed = {name: values[name] for name in ("url", "sha256", "size_bytes", "execution_id", "recorded_at")}
-        with self.writing() as session:
-            session.execute(
-                statement.on_conflict_do_update(
-                    index_elements=["job_id", "k"],
-                    set_=changed,
-                    where=sa.or_(ImageRow.url != image.url, ImageRow.sha256 != image.sha256),
-                )
-            )
+        row = image.model_dump() | {"job_id": job_id, "execution_id": execution_id, "recorded_at": utc_now()}
+        with self._change() as (connection, revision):
+            connection.execute(changes.IMAGE_RECORDED, row | {"revision": revision})
 
     def attempt_ended(
         self,
@@ -162,19 +175,16 @@ class Ledger:
             "failure_kind": failure.kind if failure else None,
             "failure_message": failure.message if failure else None,
         }
-        with self.writing() as session:
-            closed: Any = session.execute(
-                sa.update(AttemptRow)
-                .where(AttemptRow.execution_id == execution_id, AttemptRow.ended_at.is_(None))
-                .values(ended_at=now, outcome=outcome, **failed, **(timings or {}), **(memory or {}))
+        with self._change() as (connection, revision):
+            ended = changes.end_of_attempt(
+                ended_at=now, outcome=outcome, revision=revision, **failed, **(timings or {}), **(memory or {})
             )
+            closed = connection.execute(changes.ATTEMPT_ENDED, ended | {"of_execution": execution_id})
             if not closed.rowcount:
                 return
-            session.execute(
-                sa.update(JobRow)
-                .where(JobRow.id == job_id)
-                .values(status=status.value, ended_at=now if status.is_final else None, **failed)
-            )
+            values = {"status": status.value, "ended_at": now if status.is_final else None, "revision": revision}
+            job = {f"new_{name}": value for name, value in (values | failed).items()}
+            connection.execute(changes.JOB_ENDED, job | {"of_job": job_id})
 
     # What is asked of it.
 
@@ -222,7 +232,7 @@ class Ledger:
             by_status = session.execute(sa.select(JobRow.status, sa.func.count()).group_by(JobRow.status))
             return found | {f"jobs {status}": count for status, count in by_status}
 
-    # For whoever keeps something else in it (`memory_records`).
+    # For whoever keeps something else in it, or tells of it (`memory_records`, `outbox`).
 
     @contextmanager
     def writing(self) -> Iterator[Session]:
@@ -238,14 +248,29 @@ class Ledger:
 
     @contextmanager
     def _bound_to(self, engine: sa.Engine) -> Iterator[Session]:
+        with self._explaining(), Session(engine, expire_on_commit=False) as session:
+            yield session
+
+    @contextmanager
+    def _change(self) -> Iterator[tuple[sa.Connection, int]]:
+        """One transaction, and its number; others see both or neither."""
+        with self._explaining(), self._engine.begin() as connection:
+            yield connection, connection.execute(changes.COUNT).scalar_one()
+
+    @contextmanager
+    def _explaining(self) -> Iterator[None]:
         try:
-            with Session(engine, expire_on_commit=False) as session:
-                yield session
+            yield
         except DatabaseError as error:
-            raise LedgerError(f"ledger {self.path}: {error.orig}. Is the disk full, or the file damaged?") from error
+            raise self._explained(error) from error
+
+    def _explained(self, error: DatabaseError) -> LedgerError:
+        if is_full(error.orig, self.path.parent):
+            return LedgerError(f"ledger {self.path}: its disk is full; make room ({error.orig}).", is_full=True)
+        return LedgerError(f"ledger {self.path}: {error.orig}. Is the disk read-only, or the file damaged?")
 
 
-def _set_pragmas(connection: Any, _: Any) -> None:
+def _set_pragmas(connection: Any, _: Any, *, foreign_keys: str) -> None:
     cursor = connection.cursor()
     cursor.execute(f"PRAGMA busy_timeout={BUSY_TIMEOUT}")
     for tries_left in reversed(range(200)):
@@ -256,7 +281,8 @@ def _set_pragmas(connection: Any, _: Any) -> None:
             if not tries_left:
                 raise
             time.sleep(0.02)
-    for pragma in ("foreign_keys=ON", "synchronous=NORMAL"):
+    # What Redis and the hub are told must outlive a power cut here, and NORMAL could lose the last transactions.
+    for pragma in (f"foreign_keys={foreign_keys}", "synchronous=FULL"):
         cursor.execute(f"PRAGMA {pragma}")
     cursor.close()
     # pysqlite's own transaction handling would begin late and deferred; `_begin_immediate` does it instead.

@@ -95,6 +95,14 @@ class Settings(BaseSettings):
     patience: float = Field(
         300.0, ge=0, description="Seconds for which a worker keeps a picture that its store or ledger does not take."
     )
+    disk_reserve: ByteSize = Field(
+        ByteSize(200_000_000), ge=0, description="Room that a worker leaves on the disks of store and ledger; 0: none."
+    )
+    spool: ByteSize = Field(
+        ByteSize(2_000_000_000),
+        ge=0,
+        description="Disk in the data folder for pictures whose store is away for longer than patience; 0: none.",
+    )
     lease: float = Field(30.0, ge=2, le=3600, description="Seconds without a sign of life until a worker is dead.")
     store_policy: Literal["any", "own"] = Field(
         "any", description="Whether a job may name its own store ('any') or only the worker's is written ('own')."

@@ -9,9 +9,10 @@ still queue each job once.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any
 
 import redis
 from rq import Queue, Retry
@@ -54,9 +55,34 @@ def enqueue(connection: redis.Redis, jobs: Iterable[Job], batch: str, name: str)
     return _enqueue(connection, jobs, _Listing(batch, name))
 
 
-def requeue(connection: redis.Redis, jobs: Iterable[Job]) -> int:
-    """Queues jobs again that are listed in their batches already; how many. Raises like `enqueue`."""
-    return _enqueue(connection, jobs, None).queued
+def requeue(connection: redis.Redis, jobs: Iterable[Job], *, above: int = 0) -> int:
+    """Queues jobs again that are listed in their batches already; how many. Raises like `enqueue`.
+
+    Args:
+        above: a fence (`names.FENCE`) that theirs must be higher than.
+    """
+    return _enqueue(connection, jobs, None, above).queued
+
+
+def relist(connection: redis.Redis, listings: Mapping[str, Sequence[tuple[str, int, int]]]) -> None:
+    """Lists the jobs of batches again, where Redis has lost the batch.
+
+    Args:
+        listings: by batch, each of its jobs: id, index, number of images.
+    """
+    for batch, jobs in listings.items():
+        if connection.exists(names.batch_jobs(batch)):
+            continue
+        now = time.time()
+        with connection.pipeline() as pipe:
+            pipe.zadd(names.batch_jobs(batch), {job_id: index for job_id, index, _ in jobs})
+            pipe.zadd(names.BATCHES, {batch: now}, nx=True)
+            pipe.hset(names.batch(batch), mapping={"name": batch, "created_at": repr(now)})
+            num_images = sum(count for *_, count in jobs)
+            pipe.hset(names.batch(batch), mapping={"num_jobs": len(jobs), "num_images": num_images})
+            for key in (names.batch(batch), names.batch_jobs(batch)):
+                pipe.expire(key, names.BATCH_TTL)
+            pipe.execute()
 
 
 @dataclass(frozen=True)
@@ -67,13 +93,13 @@ class _Listing:
     name: str
 
 
-def _enqueue(connection: redis.Redis, jobs: Iterable[Job], listing: _Listing | None) -> Tally:
+def _enqueue(connection: redis.Redis, jobs: Iterable[Job], listing: _Listing | None, above: int = 0) -> Tally:
     tally = Tally()
     queues: dict[tuple[str, str], Queue] = {}
     iterator = iter(jobs)
     try:
         while chunk := list(islice(iterator, CHUNK)):
-            _enqueue_chunk(connection, chunk, listing, queues, tally)
+            _enqueue_chunk(connection, chunk, listing, queues, tally, above)
     except redis.RedisError as error:
         raise ServerUnavailableError(
             f"Redis stopped taking jobs after {tally.queued:,} were queued: {error}. Submit the same again to go on."
@@ -87,6 +113,7 @@ def _enqueue_chunk(
     listing: _Listing | None,
     queues: dict[tuple[str, str], Queue],
     tally: Tally,
+    above: int,
 ) -> None:
     unique = _unique(chunk)
     while True:
@@ -114,7 +141,7 @@ def _enqueue_chunk(
                 move.write(pipe)
             for job, state in stale:
                 _forget(connection, pipe, job, state)
-            _push(connection, pipe, fresh, queues)
+            _push(connection, pipe, fresh, queues, max(above + 1, _fence_now(connection)))
             if listing is not None:
                 _list(pipe, chunk, listing, tally)
             _announce(pipe, fresh)
@@ -163,8 +190,19 @@ def _announce(pipe: redis.client.Pipeline, jobs: Sequence[Job]) -> None:
         pipe.xadd(names.EVENTS, {"event": event.model_dump_json()}, maxlen=names.EVENTS_LENGTH, approximate=True)
 
 
+def _fence_now(connection: redis.Redis) -> int:
+    """The fence of what is queued now (`names.FENCE`): the server's clock, as for workers' claims."""
+    answer: Any = connection.time()
+    seconds, microseconds = answer
+    return int(seconds) * 1_000_000 + int(microseconds)
+
+
 def _push(
-    connection: redis.Redis, pipe: redis.client.Pipeline, jobs: Sequence[Job], queues: dict[tuple[str, str], Queue]
+    connection: redis.Redis,
+    pipe: redis.client.Pipeline,
+    jobs: Sequence[Job],
+    queues: dict[tuple[str, str], Queue],
+    fence: int,
 ) -> None:
     by_queue: dict[tuple[str, str], list[Job]] = {}
     for job in jobs:
@@ -173,10 +211,10 @@ def _push(
         queue = queues.get(key)
         if queue is None:
             queue = queues[key] = Queue(names.queue(*key), connection=connection, serializer=JSONSerializer)
-        queue.enqueue_many([_data(job) for job in members], pipeline=pipe)
+        queue.enqueue_many([_data(job, fence) for job in members], pipeline=pipe)
 
 
-def _data(job: Job) -> object:
+def _data(job: Job, fence: int) -> object:
     return Queue.prepare_data(
         names.RENDER_FUNCTION,
         args=(job.to_json(),),
@@ -186,6 +224,7 @@ def _data(job: Job) -> object:
         # The supervisor keeps the deadline. RQ's own is a backstop that must never come first.
         timeout=-1,
         result_ttl=names.RESULT_TTL,
+        meta={names.FENCE: fence},
         # Only for RQ's own clean-up of abandoned jobs, which any `rq` command may trigger.
         retry=Retry(max=job.max_attempts),
     )

@@ -15,6 +15,7 @@ from renderkiln.schema import names
 from renderkiln.schema.events import Ended, ImageDone, Progress, Returned, Started, parse_event
 from renderkiln.schema.jobs import JobResult, JobStatus
 
+from .fleet import live_workers
 from .patience import AWAY, Patience
 from .results import read_batch
 from .waiting import final_result
@@ -45,6 +46,8 @@ class BatchView:
     #: Attempts that failed, of jobs that are tried again: what happened, in the order in which it did.
     setbacks: list[str] = field(default_factory=list)
     canceled: int = 0
+    #: By name: workers that something stands in the way of, and what.
+    hindered: dict[str, str] = field(default_factory=dict)
     running: dict[str, Running] = field(default_factory=dict)
     #: Redis does not answer just now: all this is as it was before.
     is_cut_off: bool = False
@@ -119,6 +122,7 @@ class Watcher:
             result = final_result(job_id, self.view.batch, state)
             if result is not None:
                 self._end(result)
+        self.view.hindered = {each.name: each.reason for each in live_workers(self._connection) if each.reason}
 
     def _hear(self, wait: float) -> None:
         reply: Any = self._connection.xread({names.EVENTS: self._last}, count=1000, block=max(1, int(wait * 1000)))

@@ -231,6 +231,11 @@ class RenderQueue:
         )
 
     @answering()
+    def cancel_all(self) -> int:
+        """Cancels everything that waits or runs, whoever submitted it; how many jobs that were."""
+        return canceling.cancel_all(self.connection)
+
+    @answering()
     def retry(self, what: str | SubmittedJob | SubmittedBatch) -> int:
         """Queues failed and canceled jobs again; how many. Raises NotFoundError."""
         target = self._target(what)

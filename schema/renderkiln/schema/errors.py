@@ -141,16 +141,32 @@ class ServerUnavailableError(RenderkilnError):
 
 
 class LedgerError(RenderkilnError):
-    """Raised when the ledger cannot be opened, migrated or written."""
+    """Raised when the ledger cannot be opened, migrated or written.
+
+    Attributes:
+        is_full: its disk has no room, which is no fault of the ledger and over when there is some.
+    """
 
     kind = "ledger"
     exit_code = EXIT_UNAVAILABLE
 
+    def __init__(self, message: str, *, is_full: bool = False) -> None:
+        self.is_full = is_full
+        super().__init__(message)
+
 
 class StoreError(RenderkilnError):
-    """Raised when the store, where pictures go, cannot be read or written."""
+    """Raised when the store, where pictures go, cannot be read or written.
+
+    Attributes:
+        is_full: its disk has no room, or its quota is used up: it will take pictures again when there is some.
+    """
 
     kind = "store"
+
+    def __init__(self, message: str, *, is_full: bool = False) -> None:
+        self.is_full = is_full
+        super().__init__(message)
 
 
 class WorkerUnavailableError(RenderkilnError):

@@ -24,9 +24,13 @@ BATCH_TTL = 90 * 86400
 BLOB_TTL = 30 * 86400
 
 
+#: What the name of each of our queues begins with.
+QUEUES = "renderkiln:"
+
+
 def queue(priority: str, model: str) -> str:
     """The queue of one priority and one model."""
-    return f"renderkiln:{priority}:{model}"
+    return f"{QUEUES}{priority}:{model}"
 
 
 def batch(batch_id: str) -> str:
@@ -60,3 +64,20 @@ WORKERS = "renderkiln:workers"
 
 #: Field of a job's hash that asks its worker to stop it.
 CANCEL_FIELD = "renderkiln_cancel"
+#: Field of the same: its worker is writing down how it ended, and a cancel comes too late.
+ENDING_FIELD = "renderkiln_ending"
+
+#: Number in a job's meta that grows with each queueing and each claim of it; see `records`.
+FENCE = "fence"
+
+#: Stream in which workers' ledgers tell the hub what changed (`records.Shipment`, in the field `shipment`). It is there
+#: from the hub's first start on; until then nothing is kept. What the hub has taken over is cut off.
+RECORDS = "renderkiln:records"
+#: The consumer group in which the hub reads it.
+RECORDS_GROUP = "hub"
+#: Random text, another one whenever the stream was made anew.
+RECORDS_EPOCH = "renderkiln:records:epoch"
+#: Hash: up to which revision the hub has taken over each ledger.
+RECORDS_READ = "renderkiln:records:read"
+#: Name of the hub that is up; expires.
+HUB = "renderkiln:hub"

@@ -1,5 +1,8 @@
 """The ledger's tables: batches, jobs, attempts, images and workers, with what each took; and what suits this machine.
 
+Workers, jobs, attempts and images are what a worker's ledger tells the hub. A row's `revision` is the number of the
+change that wrote it last, counted within one ledger: what was not told yet is what has a higher one (`home/outbox`).
+
 Times are UTC, stored without an offset; those of memory samples, of which there are many, are seconds since 1970.
 Digests and ids are hex text. A job's row is written by the worker that takes the job, an image's row after its file is
 in the store; `(job_id, k)` being unique is what makes a recorded effect happen once.
@@ -35,6 +38,25 @@ class WorkerRow(Base):
     ended_at: Mapped[datetime | None]
     #: engine, device, dtype, versions
     about: Mapped[dict[str, Any]]
+    revision: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0", index=True)
+
+
+class LedgerAboutRow(Base):
+    """One row: which ledger this is, and how many changes it has seen."""
+
+    __tablename__ = "ledger_about"
+
+    id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    revision: Mapped[int] = mapped_column(BigInteger)
+
+
+class ProjectionRow(Base):
+    """How far a hub has read one source: of a worker's ledger its revision, of a stream the id of an entry."""
+
+    __tablename__ = "projections"
+
+    source: Mapped[str] = mapped_column(String(300), primary_key=True)
+    position: Mapped[str] = mapped_column(String(40))
 
 
 class TuningRow(Base):
@@ -122,6 +144,10 @@ class JobRow(Base):
     failure_message: Mapped[str | None]
     first_seen: Mapped[datetime]
     ended_at: Mapped[datetime | None]
+    #: Of the claim, or of the queueing, that brought the job to this status: among several words about a job the one
+    #: with the highest fence holds (`schema/records`).
+    fence: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
+    revision: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0", index=True)
 
 
 class AttemptRow(Base):
@@ -146,6 +172,7 @@ class AttemptRow(Base):
     #: Stages that were loaded meanwhile, and stages that were dropped to make room.
     loads: Mapped[int | None]
     evictions: Mapped[int | None]
+    revision: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0", index=True)
 
 
 class ImageRow(Base):
@@ -165,3 +192,4 @@ class ImageRow(Base):
     #: The attempt that rendered it; None where the picture of an earlier job was found to be the same.
     execution_id: Mapped[str | None] = mapped_column(ForeignKey("attempts.execution_id"))
     recorded_at: Mapped[datetime]
+    revision: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0", index=True)

@@ -31,5 +31,8 @@ class WorkerInfo(Frozen):
     engine: str
     device: str
     store: str
-    state: Literal["starting", "idle", "busy"] = "starting"
+    #: A paused worker takes no job, or keeps what it has rendered, until something is put right: see `reason`.
+    state: Literal["starting", "idle", "busy", "paused"] = "starting"
+    #: What is in its way, as a sentence; empty: nothing.
+    reason: str = ""
     started_at: float

@@ -54,8 +54,8 @@ class Place(Protocol):
     def remove(self, relative: str) -> None:
         """Removes a file."""
 
-    def clean(self, before: float) -> int:
-        """Removes files that writers left half-written, last changed before then (seconds since 1970)."""
+    def clean(self, before: float, dry_run: bool) -> int:
+        """Removes, or only counts, files left half-written, last changed before then (seconds since 1970)."""
 
 
 class Store:
@@ -152,13 +152,13 @@ class Store:
         if given_back != data:
             raise StoreError(f"{self.url} does not give back what was written to it; use another store")
 
-    def clean(self, older_than: float) -> int:
+    def clean(self, older_than: float, *, dry_run: bool = False) -> int:
         """Removes what killed writers left: our half-written files, not touched for `older_than` seconds.
 
-        Returns how many. A living writer's file is seconds old, so an hour is safe.
+        Returns how many; with `dry_run`, how many there are. A living writer's file is seconds old, so an hour is safe.
         """
         with explained(f"cleaning {self.url}", self.folder):
-            return self._place.clean(time.time() - older_than)
+            return self._place.clean(time.time() - older_than, dry_run)
 
     def _root(self) -> str:
         return self.url if self.url.endswith("/") else self.url + "/"

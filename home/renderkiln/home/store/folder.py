@@ -64,13 +64,14 @@ class Folder:
     def remove(self, relative: str) -> None:
         (self._path / relative).unlink(missing_ok=True)
 
-    def clean(self, before: float) -> int:
+    def clean(self, before: float, dry_run: bool) -> int:
         removed = 0
         for folder, _, names in os.walk(self._path):
             for path in (Path(folder, name) for name in names if is_part(name)):
                 try:
                     if path.lstat().st_mtime < before:
-                        path.unlink()
+                        if not dry_run:
+                            path.unlink()
                         removed += 1
                 except FileNotFoundError:  # another cleaner, or its writer, was quicker
                     continue

@@ -93,7 +93,7 @@ class Remote:
     def remove(self, relative: str) -> None:
         self._fs.rm_file(self._path(relative))
 
-    def clean(self, before: float) -> int:
+    def clean(self, before: float, dry_run: bool) -> int:
         if not self._renames or not self._fs.exists(self._root):
             return 0
         removed = 0
@@ -102,7 +102,8 @@ class Remote:
                 # A server that does not tell times, or whose file is gone by now, keeps it.
                 with contextlib.suppress(NotImplementedError, FileNotFoundError):
                     if self._fs.modified(path).timestamp() < before:
-                        self._fs.rm_file(path)
+                        if not dry_run:
+                            self._fs.rm_file(path)
                         removed += 1
         return removed
 

@@ -10,6 +10,9 @@ from pathlib import Path
 
 from renderkiln.schema.errors import StoreError
 
+#: How the system says that there is no room.
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+
 
 @contextlib.contextmanager
 def explained(doing: str, folder: Path | None = None) -> Iterator[None]:
@@ -19,7 +22,8 @@ def explained(doing: str, folder: Path | None = None) -> Iterator[None]:
     except StoreError:
         raise
     except OSError as error:
-        raise StoreError(f"{doing} failed: {_reason(error, folder)}") from error
+        is_full = error.errno in FULL
+        raise StoreError(f"{doing} failed: {_reason(error, folder)}", is_full=is_full) from error
     except NotImplementedError as error:
         raise StoreError(f"{doing} failed: such a store cannot do that; use a folder, s3 or sftp") from error
     except Exception as error:  # the libraries below fsspec have as many roots of errors
@@ -29,7 +33,7 @@ def explained(doing: str, folder: Path | None = None) -> Iterator[None]:
 
 def _reason(error: OSError, folder: Path | None) -> str:
     said = error.strerror or str(error) or type(error).__name__
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if error.errno in FULL:
         what = "the disk is full" if error.errno == errno.ENOSPC else "the disk quota is used up"
         return f"{what}{_free(folder)}; make room, or choose another store"
     if error.errno == errno.EROFS:

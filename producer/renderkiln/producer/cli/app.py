@@ -15,7 +15,7 @@ import typer
 
 from renderkiln.schema.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_UNAVAILABLE, RenderkilnError
 
-from . import asking, doctor, looking, machine, rendering, report
+from . import asking, doctor, hub, looking, machine, rendering, report
 
 app = typer.Typer(
     name="renderkiln",
@@ -46,6 +46,7 @@ looking.add_commands(app)
 machine.add_commands(app)
 doctor.add_commands(app)
 report.add_commands(app)
+hub.add_commands(app)
 for _hook in entry_points(group="renderkiln.commands"):
     _hook.load()(app)
 

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from renderkiln.schema.errors import BadInputError
+
 from .options import PROMPTS_HELP, AsJson, DataDir, Out, RequestOptions, with_request
 from .wording import count, in_words
 
@@ -107,7 +109,11 @@ def print_plan(prepared: Prepared, as_json: bool) -> None:
 
 
 def cancel(
-    what: Annotated[list[str], typer.Argument(metavar="BATCH_OR_JOB", help="Batches or jobs.")],
+    what: Annotated[
+        list[str] | None, typer.Argument(metavar="BATCH_OR_JOB", help="Batches or jobs.", show_default=False)
+    ] = None,
+    everything: Annotated[bool, typer.Option("--all", help="All that waits or runs, whoever submitted it.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before --all.")] = False,
     data_dir: DataDir = None,
     as_json: AsJson = False,
 ) -> None:
@@ -118,9 +124,23 @@ def cancel(
     from renderkiln.home.settings import load
     from renderkiln.producer.queue import RenderQueue
 
+    if everything == bool(what):
+        raise BadInputError("name batches or jobs, or give --all: one of the two.")
     queue = RenderQueue(settings=load(data_dir=data_dir))
-    total = sum(queue.cancel(name) for name in what)
+    if everything:
+        if not yes:
+            _make_sure("Cancel all that waits or runs, of all batches?")
+        total = queue.cancel_all()
+    else:
+        total = sum(queue.cancel(name) for name in what or ())
     print(json.dumps({"canceled": total}) if as_json else f"{count(total, 'open job')} canceled")
+
+
+def _make_sure(question: str) -> None:
+    """Asks a person. Raises BadInputError where there is none to ask; ends the command where the answer is no."""
+    if not sys.stdin.isatty():
+        raise BadInputError("nobody is there to be asked whether to cancel everything; give --yes.")
+    typer.confirm(question, abort=True, err=True)
 
 
 def retry(

@@ -63,6 +63,8 @@ def status(
     for worker in workers:
         about = f"{worker['state']}, {worker['engine']} on {worker['device']}"
         print(f"worker {worker['name']}: {about}, models {', '.join(worker['models'])}")
+        if worker["reason"]:
+            print(f"  {worker['reason']}")
     if not workers:
         print("no worker is up: start one with `renderkiln worker`")
 

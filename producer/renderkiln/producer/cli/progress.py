@@ -27,10 +27,16 @@ def show(console: Console, views: Iterable[BatchView]) -> None:
 
 def _with_setbacks(console: Console, views: Iterable[BatchView]) -> Iterator[BatchView]:
     said = 0
+    hindered: dict[str, str] = {}
     for view in views:
         for setback in view.setbacks[said:]:
             say(console, f"tried again: {setback}")
         said = len(view.setbacks)
+        if view.hindered != hindered:
+            for name in hindered.keys() | view.hindered.keys():
+                if view.hindered.get(name) != hindered.get(name):
+                    say(console, f"worker {name}: {view.hindered.get(name, 'goes on')}")
+            hindered = view.hindered
         yield view
 
 

@@ -100,7 +100,7 @@ class DiffusersEngine(Engine):
         self._info = info
         self._cache = cache or EmbeddingCache()
         self._denoise_ahead = max(1, denoise_ahead)
-        self.residency = Residency(after_drop=give_memory_back)
+        self.residency = Residency(hand_back=give_memory_back)
         self._models: dict[str, tuple[Identity, Pipelines]] = {}
         #: What was measured on this machine before of a model's stages, by `stages_name` and stage.
         self.known_costs: dict[str, Mapping[str, Measured]] = {}

@@ -70,19 +70,20 @@ class Residency:
     """Loads stages on first use, and keeps what its rule has room for.
 
     Args:
-        after_drop: called after stages were dropped, to hand freed memory back to the system.
+        hand_back: called after stages were loaded or dropped, to give the system what was freed: what reading files
+            took in passing would else be held beside the stage at work.
         clock: seconds, monotonic.
         meter: measures this process.
     """
 
     def __init__(
         self,
-        after_drop: Callable[[], None] = lambda: None,
+        hand_back: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.perf_counter,
         meter: Meter | None = None,
     ) -> None:
         self._entries: dict[StageKey, _Entry] = {}
-        self._after_drop = after_drop
+        self._hand_back = hand_back
         self._clock = clock
         self._meter = meter or Meter()
         #: What the process holds beside its stages: before the first of them, and as of the last drop.
@@ -301,6 +302,7 @@ class Residency:
     def _timed_load(self, loader: StageLoader) -> _Arrival:
         start, before = self._clock(), self._meter.now()
         stage = loader.load()
+        self._hand_back()
         return _Arrival(stage, self._clock() - start, self._meter.now() - before)
 
     def _load(self, key: StageKey, entry: _Entry) -> None:
@@ -340,7 +342,7 @@ class Residency:
                 entry.coming = None
             _let_go(entry)
         if held:
-            self._after_drop()
+            self._hand_back()
             weights = sum(entry.size_bytes for entry in self._entries.values() if entry.is_held)
             self._other_bytes = max(self._empty_bytes, self._meter.now() - weights)
             self.on_change(f"{names} dropped: {why}" if why else f"{names} dropped")

@@ -7,84 +7,33 @@ signals are heard while a store is slow, a renderer is stuck, or the ledger is l
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import signal
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from enum import Enum
+from collections.abc import Callable, Mapping
 from functools import partial
-from pathlib import Path
-from typing import TypeVar
 
-from renderkiln.home.ledger import Ledger
-from renderkiln.home.pictures.naming import file_name
 from renderkiln.home.store import Store
 from renderkiln.schema import errors
-from renderkiln.schema.jobs import Failure, ImageResult, Job
-from renderkiln.worker.protocol import (
-    Cancel,
-    Done,
-    Failed,
-    FormName,
-    MemoryOrder,
-    NotReady,
-    Picture,
-    Ready,
-    Render,
-    Step,
-)
+from renderkiln.schema.jobs import Failure, Job
+from renderkiln.worker.protocol import Cancel, Done, Failed, NotReady, Picture, Ready, Render, Step
 
-from .child import Renderer
 from .delivery import Delivery
-from .handover import is_there
-from .outage import Backoff
-from .outcomes import Beat, Outcome
-from .signals import Signals
+from .finding import find_pictures
+from .outcomes import Outcome
+from .spool import Parcel
+from .surroundings import Surroundings
+from .vigil import RECHECK, GivenBackError, LostError, Stage, Vigil
 
 log = logging.getLogger("renderkiln.supervisor")
 
-#: Seconds that the renderer is given to stop between two steps before it is killed.
-GRACE = 15.0
-#: Seconds that pictures on their way to the store are given when the attempt must end.
-_BRIEFLY = 5.0
+#: Seconds that pictures on their way to the store are given when the attempt must end; when nobody wants them.
+_BRIEFLY, _AT_ONCE = 5.0, 0.3
+#: Seconds between looks whether the spool has become empty.
+_LOOK_INTO_SPOOL = 0.2
 #: Pictures on their way at which the renderer is made to wait: it must not fill the memory when the store is away.
 _MOST_PENDING = 4
-#: Failures of what an attempt needs that may be over in a moment.
-_PASSING = (errors.LedgerError, errors.StoreError, errors.ServerUnavailableError)
-_T = TypeVar("_T")
-
-
-@dataclass(frozen=True)
-class Surroundings:
-    """What attempts need besides the job: made once per worker."""
-
-    ledger: Ledger
-    renderer: Renderer
-    signals: Signals
-    store: str
-    may_name_store: bool
-    job_timeout: float
-    #: Seconds for which store, ledger and Redis are tried again before the attempt fails.
-    patience: float
-    inputs: Callable[[Job], Mapping[str, bytes]]
-    #: Which of these images of a job another worker says to have recorded.
-    left_by_others: Callable[[Job, Sequence[int]], Iterable[ImageResult]]
-    #: In which form a model is to be rendered now; None where that is for the renderer to say.
-    form_of: Callable[[str], FormName | None]
-    #: Told that a model's pictures came out broken; whether there is another form to try.
-    give_up_form: Callable[[str, str], bool]
-    #: How much memory a model may take, in a form.
-    memory_of: Callable[[str, FormName | None], MemoryOrder]
-    #: The specs, as JSON, of jobs that wait for the same model.
-    ahead_of: Callable[[Job], tuple[str, ...]]
-    #: Told that memory ran out while a model was loaded before there was a job for it, and how that showed.
-    warm_up_ran_out: Callable[[str], None]
-    on_ready: Callable[[Ready], None]
-    on_step: Callable[[Job, Step], None]
-    on_image: Callable[[Job, ImageResult], None]
-    #: Called about every second.
-    heartbeat: Callable[[], Beat]
 
 
 def run_attempt(job: Job, execution_id: str, around: Surroundings, begin: Callable[[], None]) -> Outcome:
@@ -94,16 +43,19 @@ def run_attempt(job: Job, execution_id: str, around: Surroundings, begin: Callab
         begin: records that the attempt has begun.
     """
     outcome = Outcome()
+    attempt = _Attempt(job, execution_id, around, outcome)
     try:
-        _Attempt(job, execution_id, around, outcome).run(begin)
+        attempt.run(begin)
     except errors.CanceledError:
         outcome.canceled = True
-    except _GivenBackError:
+        around.places.spool.forget(job.id)
+    except GivenBackError:
         outcome.given_back = True
-    except _LostError:
+    except LostError:
         outcome.lost = True
     except errors.RenderkilnError as error:
         outcome.failure = Failure(kind=error.kind, message=str(error))
+        outcome.held_up = attempt.is_held_up(error)
         killed = isinstance(error, errors.RendererDiedError) and error.signal == signal.SIGKILL
         outcome.ran_out = killed or type(error) is errors.OutOfMemoryError
     except Exception as error:  # a fault of ours must fail the job, not the worker and then every rescuer
@@ -112,65 +64,68 @@ def run_attempt(job: Job, execution_id: str, around: Surroundings, begin: Callab
     return outcome
 
 
-class _GivenBackError(Exception):
-    """The attempt ends because the worker does; the job goes back as it came."""
-
-
-class _LostError(Exception):
-    """The attempt ends because its lease did."""
-
-
-class _Stage(Enum):
-    BEFORE, RENDERING, AFTER = range(3)
-
-
 class _Attempt:
     def __init__(self, job: Job, execution_id: str, around: Surroundings, outcome: Outcome) -> None:
         self._job, self._execution_id, self._around, self._outcome = job, execution_id, around, outcome
         self._renderer, self._signals = around.renderer, around.signals
-        self._stage = _Stage.BEFORE
-        self._timeout = job.timeout or around.job_timeout
-        self._deadline = time.monotonic() + self._timeout
-        self._next_beat = 0.0
-        self._beat_said = Beat.GOING_ON
-        #: Why the attempt must end early, and until when the renderer may take to hear of it.
-        self._stopping: type[Exception] | None = None
-        self._kill_at = float("inf")
-        self._after_image = False
+        self._vigil = Vigil(job, around)
+        #: Images that this attempt rendered and that wait in the spool.
+        self._spooled: set[int] = set()
+        self._has_rendered = False
 
     def run(self, begin: Callable[[], None]) -> None:
-        job, outcome = self._job, self._outcome
-        self._insist(begin)
+        self._vigil.insist(begin)
         store = self._open_store()
-        self._insist(lambda: self._find_pictures(store))
-        missing = job.num_images - len(outcome.images)
-        if not missing:
-            return
-        inputs = self._insist(lambda: self._around.inputs(job))
-        self._delivery = Delivery(job, store, self._around.patience, self._signals.wake)
+        while True:
+            waiting = self._vigil.insist(lambda: self._find_pictures(store))
+            if len(self._outcome.images) + len(waiting) < self._job.num_images:
+                self._render_missing(store, waiting)
+                if len(self._outcome.images) == self._job.num_images:
+                    return
+            elif waiting:
+                self._wait_for_spool(waiting)
+            else:
+                return
+
+    def is_held_up(self, error: Exception) -> bool:
+        """Whether what failed is a store or a ledger that is full or away, and no fault of the job's."""
+        if isinstance(error, errors.StoreError):
+            return error.is_full or self._around.places.away.seconds(self._vigil.store_url) is not None
+        return isinstance(error, errors.LedgerError)
+
+    def _render_missing(self, store: Store, waiting: set[int]) -> None:
+        """Has rendered what is not there, and waits until it is in the store, or in the spool."""
+        job, around = self._job, self._around
+        self._vigil.stage = Stage.BEFORE
+        inputs = self._vigil.insist(lambda: around.inputs(job))
+        delivery = self._vigil.delivery = Delivery(
+            job, self._execution_id, store, around.places, self._signals.wake, is_own=around.is_own(job.store)
+        )
         try:
             self._wait_until_idle()
-            self._stage = _Stage.RENDERING
-            while not self._render(inputs):
+            self._vigil.stage = Stage.RENDERING
+            while not self._render(inputs, waiting):
                 pass
-            self._stage = _Stage.AFTER
+            self._vigil.stage = Stage.AFTER
+            self._has_rendered = True
             self._settle()
         except Exception as reason:
             self._quieten_renderer()
-            self._stage = _Stage.AFTER
-            # A failed rendering is no reason to lose the pictures before it.
-            self._settle(briefly=not isinstance(reason, errors.RenderFailedError))
+            self._vigil.stage = Stage.AFTER
+            self._settle_after(reason)
             raise
         finally:
-            self._delivery.close()
+            delivery.close()
+            self._vigil.show_standstill(None)
 
-    def _render(self, inputs: Mapping[str, bytes]) -> bool:
+    def _render(self, inputs: Mapping[str, bytes], waiting: set[int]) -> bool:
         """Has what is missing rendered; False where pictures came out broken, and there is another form to try."""
         job, model = self._job, self._job.spec.model
         form = self._around.form_of(model)
         self._renderer.make_ready_for(model, form)
         memory, ahead = self._around.memory_of(model, form), self._around.ahead_of(job)
-        self._renderer.send(Render(job.to_json(), inputs, tuple(sorted(self._outcome.images)), form, memory, ahead))
+        skip = tuple(sorted(waiting.union(self._outcome.images, self._spooled)))
+        self._renderer.send(Render(job.to_json(), inputs, skip, form, memory, ahead))
         try:
             self._until_answered()
         except errors.BadImageError as error:
@@ -184,48 +139,23 @@ class _Attempt:
 
     def _open_store(self) -> Store:
         job, around = self._job, self._around
-        if job.store is None or job.store == around.store:
-            return Store(around.store)
-        if not around.may_name_store:
-            raise errors.InvalidSpecError(
-                f"this worker writes to its own store only, not to {job.store!r} (its setting store_policy is 'own')."
-            )
-        store = Store(job.store)
-        store.check()  # its own was looked at when the worker started; this one may never have been there
+        store, away = around.open_store(job.store), around.places.away
+        self._vigil.store_url = store.url
+        if not around.is_own(job.store):
+            # The worker's own was looked at when it started; this one may never have been there.
+            was_there = away.seconds(store.url) is not None
+            self._vigil.insist(store.check, lambda error: error.is_full or was_there)
         return store
-
-    def _find_pictures(self, store: Store) -> None:
-        """Takes over what is recorded and still there: of this job, by whomever, or of one with the same pixels."""
-        job, ledger, images = self._job, self._around.ledger, self._outcome.images
-        for image in ledger.images_of(job.id):
-            if is_there(store, image):
-                images[image.k] = image
-        for image in self._around.left_by_others(job, [k for k in range(job.num_images) if k not in images]):
-            if is_there(store, image, whole=True):
-                ledger.image_recorded(job.id, image, None)
-                images[image.k] = image
-        if job.again or len(images) == job.num_images:
-            return
-        digests = {job.image_spec(k).digest: k for k in range(job.num_images) if k not in images}
-        suffix = Path(file_name(0, 0, "0" * 64, "", job.image_format)).suffix
-        for digest, candidates in ledger.images_by_digest(list(digests)).items():
-            for image in candidates:
-                if image.url.endswith(suffix) and is_there(store, image):
-                    k = digests[digest]
-                    found = image.model_copy(update={"k": k, "index": job.index + k})
-                    ledger.image_recorded(job.id, found, None)
-                    images[k] = found
-                    break
 
     def _wait_until_idle(self) -> None:
         """Returns when the renderer can take the job: a warm-up may be on its way."""
         while True:
-            self._look_around()
+            self._vigil.look_around()
             self._renderer.ensure_running()
             if not self._renderer.is_busy:
                 return
             try:
-                message = self._renderer.receive_or(self._signals.descriptor, self._nap())
+                message = self._renderer.receive_or(self._signals.descriptor, self._vigil.nap())
             except errors.RendererDiedError as error:
                 log.warning("while warming up: %s", error)  # not this job's doing
                 if error.signal == signal.SIGKILL:
@@ -243,28 +173,44 @@ class _Attempt:
                     self._renderer.kill()  # as after a job
                     self._around.warm_up_ran_out(message.message)
 
-    def _insist(self, action: Callable[[], _T]) -> _T:
-        """Does what may have to wait for store, ledger or Redis, for as long as patience lasts."""
-        until, backoff = time.monotonic() + self._around.patience, Backoff(self._signals)
-        while True:
-            try:
-                return action()
-            except _PASSING as error:
-                if time.monotonic() >= until or self._stopping is not None:
-                    raise
-                backoff.wait(f"job {self._job.id} waits", error)
-            self._look_around()
+    def _find_pictures(self, store: Store) -> set[int]:
+        around = self._around
+        return find_pictures(
+            self._job, store, around.ledger, around.places.spool, self._outcome.images, around.left_by_others
+        )
+
+    def _wait_for_spool(self, waiting: set[int]) -> None:
+        """Waits for pictures that were rendered earlier, and are in the spool, to arrive.
+
+        Raises:
+            StoreError: they do not.
+        """
+        places, left = self._around.places, len(waiting)
+        is_away = places.away.seconds(self._vigil.store_url) is not None
+        # After rendering, patience was had already: the next job is worth more than another look.
+        patience = 0.0 if self._has_rendered and is_away else min(places.patience, RECHECK)
+        until = time.monotonic() + patience
+        self._vigil.stage = Stage.BEFORE
+        self._around.urge()
+        while there := sum(kept.job_id == self._job.id for kept in places.spool.pictures()):
+            self._vigil.look_around()
+            if there < left:
+                left, until = there, time.monotonic() + patience
+            if time.monotonic() >= until:
+                why = places.away.why(self._vigil.store_url) or "its store takes others, and not them"
+                raise errors.StoreError(f"{left} pictures are rendered and wait in the spool: {why}")
+            self._vigil.sleep(min(_LOOK_INTO_SPOOL, self._vigil.nap()))
 
     # Rendering.
 
     def _until_answered(self) -> None:
         while True:
-            self._look_around()
+            self._vigil.look_around()
             self._collect()
-            if self._delivery.pending >= _MOST_PENDING and self._stopping is None:
-                self._signals.sleep(self._nap())
+            if self._delivery.pending >= _MOST_PENDING and not self._vigil.is_stopping:
+                self._vigil.sleep(self._vigil.nap())
                 continue
-            message = self._renderer.receive_or(self._signals.descriptor, self._nap())
+            message = self._renderer.receive_or(self._signals.descriptor, self._vigil.nap())
             if message is None:
                 self._signals.drain()
             elif isinstance(message, Done):
@@ -278,62 +224,9 @@ class _Attempt:
                 self._outcome.memory = message.memory
                 self._fail(message)
 
-    def _nap(self) -> float:
-        now = time.monotonic()
-        return max(0.0, min(1.0, self._kill_at - now, self._deadline - now))
-
-    def _beat(self) -> None:
-        now = time.monotonic()
-        if now >= self._next_beat:
-            self._next_beat = now + 1.0
-            said = self._around.heartbeat()
-            if self._beat_said is Beat.GOING_ON:
-                self._beat_said = said
-
-    def _look_around(self) -> None:
-        """Acts on the clock, on signals and on cancels; cheap enough to be called for every message.
-
-        Raises:
-            CanceledError, DeadlinePassedError, _GivenBackError, _LostError: there is nothing to wait for.
-        """
-        self._beat()
-        now = time.monotonic()
-        if self._stopping is None:
-            self._stopping = self._reason_to_stop(now)
-            if self._stopping is not None:
-                self._stop()
-            elif self._signals.stop_after_image and not self._after_image and self._stage is _Stage.RENDERING:
-                self._after_image = True
-                self._renderer.send(Cancel(after_image=True))
-        if now >= self._kill_at and self._stage is _Stage.RENDERING:
-            log.warning("renderer %s did not stop within %.0f s: killing it", self._renderer.pid, GRACE)
-            self._renderer.kill()
-            raise self._reason()
-
-    def _reason_to_stop(self, now: float) -> type[Exception] | None:
-        if self._beat_said is Beat.LOST:
-            return _LostError
-        if self._beat_said is Beat.CANCEL or self._signals.canceled_job == self._job.id:
-            return errors.CanceledError
-        if self._signals.stop_now or (self._signals.stop_after_image and self._stage is _Stage.BEFORE):
-            return _GivenBackError
-        if now >= self._deadline and self._stage is not _Stage.AFTER:  # what is rendered is worth delivering
-            return errors.DeadlinePassedError
-        return None
-
-    def _stop(self) -> None:
-        self._deadline = float("inf")
-        if self._stage is _Stage.RENDERING:
-            self._kill_at = time.monotonic() + GRACE
-            self._renderer.send(Cancel())
-            return
-        if self._stopping is errors.DeadlinePassedError and self._renderer.is_busy:
-            self._renderer.kill()  # a warm-up that takes as long as this has no end
-        raise self._reason()
-
     def _fail(self, message: Failed) -> None:
         if message.kind == errors.CanceledError.kind:
-            raise self._reason()
+            raise self._vigil.reason()
         if message.details:
             log.debug("the renderer's account of the failure:\n%s", message.details)
         error = errors.error_of(message.kind, errors.RenderFailedError)
@@ -341,59 +234,89 @@ class _Attempt:
             self._renderer.kill()  # nothing else gives all memory back: the next try begins with an empty one
         raise error(message.message)
 
-    def _reason(self) -> Exception:
-        if self._stopping is errors.DeadlinePassedError:
-            return errors.DeadlinePassedError(f"the job was not done within its timeout of {self._timeout:g} s.")
-        return (self._stopping or _GivenBackError)("stopped")
-
     # After rendering.
 
     def _quieten_renderer(self) -> None:
         """Has the renderer drop the job, if it is still at it: what it says of this job must not reach the next."""
-        if self._stage is not _Stage.RENDERING or not self._renderer.is_busy:
+        if self._vigil.stage is not Stage.RENDERING or not self._renderer.is_busy:
             return
-        kill_at = time.monotonic() + GRACE
+        kill_at = time.monotonic() + self._renderer.grace
         try:
             self._renderer.send(Cancel())
             while self._renderer.is_busy:
                 if time.monotonic() >= kill_at or self._signals.stop_now:
                     self._renderer.kill()
                     return
-                self._beat()
-                if self._renderer.receive_or(self._signals.descriptor, timeout=1.0) is None:
+                self._vigil.beat()
+                if self._renderer.receive_or(self._signals.descriptor, timeout=0.5) is None:
                     self._signals.drain()
         except errors.RendererDiedError as error:
             log.warning("%s", error)
 
-    def _settle(self, briefly: bool = False) -> None:
-        """Waits for the pictures that are on their way to the store."""
-        until = time.monotonic() + _BRIEFLY
+    def _settle_after(self, reason: Exception) -> None:
+        """Brings home what the attempt has rendered, however it ended: that is no reason to lose pictures."""
+        if isinstance(reason, errors.RenderFailedError):
+            self._vigil.forgive()  # what happens from here on is another matter
+            try:
+                self._settle()
+            except Exception as another:
+                self._settle_after(another)
+                raise
+            return
+        self._vigil.is_ending = True
+        is_unwanted = isinstance(reason, (errors.CanceledError, LostError))
+        if not is_unwanted:
+            self._delivery.hurry()
+        self._settle_briefly(_AT_ONCE if is_unwanted else _BRIEFLY)
+
+    def _settle(self) -> None:
+        """Waits for the pictures that are on their way."""
         while self._delivery.pending:
-            if briefly:
-                if time.monotonic() >= until:
-                    return
-                self._beat()
-            else:
-                self._look_around()
+            self._vigil.look_around()
+            self._collect()
+            if self._delivery.pending:
+                self._signals.sleep(self._vigil.nap())
+
+    def _settle_briefly(self, seconds: float) -> None:
+        until = time.monotonic() + seconds
+        while self._delivery.pending and time.monotonic() < until:
+            self._vigil.beat()
             try:
                 self._collect()
-            except errors.StoreError as error:
-                if not briefly:
-                    raise
+            except (errors.StoreError, errors.LedgerError) as error:
                 log.warning("job %s: %s", self._job.id, error)
             if self._delivery.pending:
-                self._signals.sleep(self._nap() if not briefly else 0.2)
+                self._signals.sleep(0.1)
 
     def _collect(self) -> None:
-        """Records what has arrived in the store. Raises StoreError for what has not."""
+        """Records what has arrived in the store. Raises StoreError for what is neither there nor in the spool."""
         job, outcome = self._job, self._outcome
         while (delivered := self._delivery.collect()) is not None:
-            image, picture = delivered.image, delivered.picture
-            self._insist(partial(self._around.ledger.image_recorded, job.id, image, self._execution_id))
-            outcome.images[image.k] = image
+            image, picture = delivered.parcel.image, delivered.picture
             outcome.render_seconds += picture.seconds - picture.load_seconds
             outcome.load_seconds += picture.load_seconds
             outcome.write_seconds += delivered.seconds
             for note in picture.notes:
                 log.warning("job %s, image %d: %s", job.id, image.k, note)
+            if delivered.spooled is not None:
+                self._spooled.add(image.k)
+                self._around.urge()
+                continue
+            self._record(delivered.parcel)
+            outcome.images[image.k] = image
             self._around.on_image(job, image)
+
+    def _record(self, parcel: Parcel) -> None:
+        """Writes the row of a picture that is in the store. Where that does not go, the row waits in the spool."""
+        around = self._around
+        try:
+            self._vigil.insist(partial(around.ledger.image_recorded, parcel.job_id, parcel.image, self._execution_id))
+        except errors.LedgerError:
+            with contextlib.suppress(errors.StoreError):  # else it is rendered again, to the same name
+                around.places.spool.add(parcel.model_copy(update={"is_stored": True}), b"")
+            raise
+
+    @property
+    def _delivery(self) -> Delivery:
+        assert self._vigil.delivery is not None
+        return self._vigil.delivery

@@ -11,6 +11,7 @@ import socket
 import struct
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection, wait
 from typing import Any
@@ -27,6 +28,8 @@ from renderkiln.worker.protocol import (
     RendererConfig,
     ToRenderer,
 )
+
+from .grace import Silences
 
 log = logging.getLogger("renderkiln.supervisor")
 
@@ -51,6 +54,7 @@ class Renderer:
         self._config, self._on_started = config, on_started
         self._process: subprocess.Popen[bytes] | None = None
         self._is_busy = False
+        self._silences = Silences()
         #: In which form the running process has been asked for each model.
         self._forms: dict[str, FormName] = {}
         self._connection: Any = None  # a multiprocessing Connection, or None while no renderer runs
@@ -65,6 +69,7 @@ class Renderer:
             return
         self.kill()
         self._forms.clear()
+        self._silences.restarted()
         ours, theirs = socket.socketpair()
         ours_memory, theirs_memory = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
         with theirs, theirs_memory:
@@ -93,6 +98,11 @@ class Renderer:
         """Whether an order was sent whose last answer has not been received."""
         return self._is_busy
 
+    @property
+    def grace(self) -> float:
+        """Seconds that it may take to hear of a cancel, before it counts as hanging."""
+        return self._silences.grace
+
     def make_ready_for(self, model: str, form: FormName | None) -> None:
         """Starts the process if there is none; anew if it has done what does not go together with a model's form.
 
@@ -114,6 +124,7 @@ class Renderer:
         if not isinstance(order, Cancel):
             assert not self._is_busy, "one order at a time"
             self._is_busy = True
+            self._silences.asked()
         try:
             self._pipe().send(order)
         except OSError:
@@ -128,11 +139,14 @@ class Renderer:
         Raises:
             RendererDiedError: the process has ended, or stopped in the middle of a message.
         """
+        began = time.monotonic()
         try:
             pipe = self._pipe()
             if pipe not in wait([pipe, other], timeout):
+                self._silences.waited(time.monotonic() - began)
                 return None
             message: FromRenderer = pipe.recv()
+            self._silences.heard(time.monotonic() - began)
         except (EOFError, OSError):
             raise self._died() from None
         if isinstance(message, (Ready, NotReady, Done, Failed)):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 import zlib
+from collections.abc import Callable
 from typing import Any
 
 from rq import Queue
@@ -37,17 +38,46 @@ def publish(connection: Any, event: Event) -> None:
     connection.xadd(names.EVENTS, {"event": event.model_dump_json()}, maxlen=names.EVENTS_LENGTH, approximate=True)
 
 
-def add_end(pipe: Any, rq_job: RqJob, queue: Queue, result: JobResult, failure: Failure | None) -> None:
+def hear_cancel(connection: Any, rq_job: RqJob, is_ours: Callable[[], bool], *, is_final: bool) -> bool:
+    """Settles whether a job that is about to end was canceled before; asked before its end is recorded anywhere.
+
+    Of a cancel and an end that meet, whichever reaches Redis first holds. Where the mark of a cancel is there, the job
+    ends as canceled, whatever became of it. Where it is not, the job is marked as ending in the same fenced step, and a
+    cancel that comes later is told that it was too late. So nothing that was canceled ever appears as finished, not
+    even in a ledger, and nothing that was finished is canceled afterwards.
+
+    Args:
+        is_ours: whether the attempt still holds the job; where not, its end is another's to write.
+        is_final: whether it is to end for good. One that goes back to its queue can be canceled until it is there.
+
+    Raises:
+        redis.WatchError: the job changed just now; ask again.
+    """
+    with connection.pipeline() as pipe:
+        pipe.watch(rq_job.key)
+        if pipe.hexists(rq_job.key, names.CANCEL_FIELD):
+            return True
+        if is_final and is_ours():
+            pipe.multi()
+            pipe.hset(rq_job.key, names.ENDING_FIELD, "1")
+            pipe.execute()
+    return False
+
+
+def add_end(
+    pipe: Any, rq_job: RqJob, queue: Queue, result: JobResult, failure: Failure | None, *, last: bool = False
+) -> None:
     """Adds the end of an attempt to a MULTI: final, or back to the front of its queue where the result is QUEUED.
 
     Args:
         result: what the job came to; kept in its meta where final.
         failure: why the attempt failed, where it did.
+        last: back behind the others instead: what it waits for is not to be had just now.
     """
     now = time.time()
     if result.status is JobStatus.QUEUED:
         pipe.hset(rq_job.key, mapping={"status": RqStatus.QUEUED.value, "worker_name": ""})
-        pipe.lpush(queue.key, rq_job.id)
+        (pipe.rpush if last else pipe.lpush)(queue.key, rq_job.id)
         event: Event = Returned(time=now, job_id=rq_job.id, batch=result.batch, worker=result.worker, failure=failure)
     else:
         rq_job.meta["result"] = result.model_dump(mode="json")

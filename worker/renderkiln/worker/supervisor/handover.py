@@ -13,7 +13,6 @@ from typing import Any
 import redis
 from pydantic import ValidationError
 
-from renderkiln.home.store import Store
 from renderkiln.schema import names
 from renderkiln.schema.jobs import ImageResult, Job
 
@@ -50,10 +49,3 @@ def left_by_others(connection: Any, job: Job, missing: Sequence[int]) -> Iterato
             spec = job.image_spec(k)
             if (image.k, image.digest, image.seed) == (k, spec.digest, spec.seed):
                 yield image.model_copy(update={"index": job.index + k})
-
-
-def is_there(store: Store, image: ImageResult, *, whole: bool = False) -> bool:
-    """Whether a recorded picture is in this store; `whole`: byte for byte. Raises StoreError if that cannot be seen."""
-    if not image.url.startswith(store.url.rstrip("/") + "/"):
-        return False
-    return store.matches(image.url, size=image.size_bytes, sha256=image.sha256 if whole else None)

@@ -5,7 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import Enum
 
-from renderkiln.schema.jobs import Failure, ImageResult
+from rq.executions import Execution
+from rq.job import Job as RqJob
+
+from renderkiln.schema.errors import RenderkilnError
+from renderkiln.schema.jobs import Failure, ImageResult, Job
 from renderkiln.worker.protocol import MemoryUse
 
 
@@ -19,6 +23,18 @@ class Beat(Enum):
     LOST = "lost"
 
 
+@dataclass(frozen=True)
+class Current:
+    """The attempt at hand."""
+
+    rq_job: RqJob
+    job: Job
+    number: int
+    execution: Execution
+    #: See `names.FENCE`.
+    fence: int
+
+
 @dataclass
 class Outcome:
     """How an attempt ended. With no failure and no flag, the job is done."""
@@ -29,6 +45,9 @@ class Outcome:
     given_back: bool = False
     #: Another worker has the job; nothing more is this one's to say.
     lost: bool = False
+    #: A store or a ledger is full or away, which is no fault of the job: it goes back behind the others and uses up no
+    #: attempt. What is rendered and not in the store is in the spool of this machine.
+    held_up: bool = False
     #: Memory ran out, or the renderer was killed as whoever takes too much of it is.
     ran_out: bool = False
     #: The job is tried again with less memory: what is to be different, as a sentence.
@@ -38,6 +57,10 @@ class Outcome:
     load_seconds: float = 0.0
     render_seconds: float = 0.0
     write_seconds: float = 0.0
+
+    def hold_up(self, error: RenderkilnError) -> None:
+        """Ends it, after all, as one that could not be written down."""
+        self.held_up, self.failure, self.canceled = True, Failure(kind=error.kind, message=str(error)), False
 
     @property
     def timings(self) -> dict[str, float]:

@@ -17,7 +17,6 @@ import logging
 import signal
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
@@ -32,18 +31,20 @@ from rq.worker.base import WorkerStatus
 from rq.worker_registration import clean_worker_registry
 
 from renderkiln.schema import names
-from renderkiln.schema.errors import InvalidSpecError, WorkerUnavailableError
+from renderkiln.schema.errors import InvalidSpecError, LedgerError, WorkerUnavailableError
 from renderkiln.schema.events import Started
 from renderkiln.schema.jobs import Failure, Job, JobResult, JobStatus
 from renderkiln.schema.payload import read_payload
 
-from .endings import add_end, publish, refuse
+from .endings import add_end, hear_cancel, publish, refuse
 from .fates import tries_again
+from .gate import Gate
+from .listening import Listener
 from .outage import Backoff, is_outage, ride_out
-from .outcomes import Beat, Outcome
+from .outcomes import Beat, Current, Outcome
 from .rescue import rescue
 from .signals import Signals
-from .taking import claim, counter, take
+from .taking import claim, counter, next_fence, put_back, take
 
 log = logging.getLogger("renderkiln.supervisor")
 # RQ tells of every registry that it looks at, every few seconds; its warnings are worth hearing.
@@ -51,16 +52,6 @@ logging.getLogger("renderkiln.rq").setLevel(logging.WARNING)
 
 #: Seconds that an idle worker sleeps at most before it looks at its queues and at its own stop flag again.
 IDLE_WAIT = 0.5
-
-
-@dataclass(frozen=True)
-class Current:
-    """The attempt at hand."""
-
-    rq_job: RqJob
-    job: Job
-    number: int
-    execution: Execution
 
 
 class RenderWorker(SimpleWorker):  # type: ignore[misc]  # RQ is untyped to us
@@ -71,6 +62,7 @@ class RenderWorker(SimpleWorker):  # type: ignore[misc]  # RQ is untyped to us
         signals: how a running attempt is told to stop.
         announce: tells the world that this worker lives, with its state; called about every lease / 3.
         lease: seconds without a heartbeat after which others count this worker as dead.
+        gate: whether a job may be taken; None: always.
         owner: a process for which this worker was started; it ends, when idle, once that is gone.
     """
 
@@ -85,6 +77,7 @@ class RenderWorker(SimpleWorker):  # type: ignore[misc]  # RQ is untyped to us
         signals: Signals,
         announce: Callable[[str], None],
         lease: float,
+        gate: Gate | None = None,
         owner: int | None = None,
     ) -> None:
         super().__init__(
@@ -103,10 +96,11 @@ class RenderWorker(SimpleWorker):  # type: ignore[misc]  # RQ is untyped to us
         self._signals = signals
         self._announce = announce
         self._lease = lease
+        self._gate = gate
         self._owner = owner
         self._current: Current | None = None
         self._next_heartbeat = 0.0
-        self._last_event = "$"
+        self._listener = Listener(connection)
         self._found_empty = False
 
     # Starting and stopping.
@@ -173,11 +167,12 @@ class RenderWorker(SimpleWorker):  # type: ignore[misc]  # RQ is untyped to us
 
     def heartbeat(self, timeout: int | None = None, pipeline: Any = None) -> None:
         super().heartbeat(timeout, pipeline)
-        if not self.connection.hexists(
-            self.key, "birth"
-        ):  # Redis was emptied, and a nameless entry would keep our name
-            self.connection.delete(self.key)
-            super().register_birth()
+        if not self.connection.hexists(self.key, "birth"):  # Redis was emptied
+            self.register_birth()
+        self.announce()
+
+    def announce(self) -> None:
+        """Tells the world how it stands now, between two heartbeats."""
         self._announce("busy" if self._current else "idle")
 
     def beat_while_rendering(self) -> Beat:
@@ -214,33 +209,24 @@ class RenderWorker(SimpleWorker):  # type: ignore[misc]  # RQ is untyped to us
                     self.heartbeat()
                 if self.should_run_maintenance_tasks:
                     self.run_maintenance_tasks()
-                found = take(self.connection, self._ordered_queues)
+                may_take = self._gate is None or self._gate.is_open()
+                found = take(self.connection, self._ordered_queues) if may_take else None
                 if found is not None:
                     return found
-                if timeout is None:
+                if timeout is None and may_take:
                     self._found_empty = True
                     return None
                 if self._owner is not None and not psutil.pid_exists(self._owner):
                     log.info("process %d, for which this worker was started, is gone: ending", self._owner)
                     self._stop_requested = True
                     return None
-                self._wait_for_news()
+                self._listener.wait(IDLE_WAIT)
                 backoff.reset()
             except redis.RedisError as error:
                 if not is_outage(error):
                     raise
                 backoff.wait("Redis is away", error)
         return None
-
-    def _wait_for_news(self) -> None:
-        """Sleeps until anything happens in the fleet; submitting writes an event in the same MULTI as its jobs."""
-        reply = self.connection.xread({names.EVENTS: self._last_event}, count=100, block=int(IDLE_WAIT * 1000))
-        if reply:
-            self._last_event = reply[0][1][-1][0].decode()
-        elif self._last_event == "$":
-            # From here on by id: an event between two waits on "$" would go unheard.
-            newest = self.connection.xrevrange(names.EVENTS, count=1)
-            self._last_event = newest[0][0].decode() if newest else "0-0"
 
     def clean_registries(self) -> None:
         """Puts abandoned jobs back, and forgets what RQ's registries keep for longer than the jobs are kept.
@@ -269,6 +255,9 @@ class RenderWorker(SimpleWorker):  # type: ignore[misc]  # RQ is untyped to us
             failure = Failure(kind=error.kind, message=str(error))
             self._ride_out(lambda: refuse(self.connection, job.id, queue, failure), "a job's refusal")
             return
+        if self._gate is not None and not self._gate.admits(asked, queue):
+            self._ride_out(lambda: put_back(self.connection, job, queue), f"putting job {job.id} back")
+            return
         self._signals.canceled_job = None
         self._current = self._claim(job, asked, queue)
         if self._current is None:
@@ -284,6 +273,7 @@ class RenderWorker(SimpleWorker):  # type: ignore[misc]  # RQ is untyped to us
         """Starts a job that was taken; None where it is somebody else's by now, or Redis is away and we must stop."""
         number = counter(rq_job, "attempts") + 1
         rq_job.meta["attempts"] = number
+        fence = counter(rq_job, names.FENCE)
         claimed: list[Execution] = []
 
         def add(pipe: Any) -> None:
@@ -291,6 +281,7 @@ class RenderWorker(SimpleWorker):  # type: ignore[misc]  # RQ is untyped to us
             self.execution = Execution.create(rq_job, ttl, pipeline=pipe, worker_name=self.name)
             self.set_state(WorkerStatus.BUSY, pipeline=pipe)
             self.set_current_job_id(rq_job.id, pipeline=pipe)
+            pipe.hdel(rq_job.key, names.ENDING_FIELD)  # of a worker that died while it wrote the end
             rq_job.prepare_for_execution(self.name, pipeline=pipe)
             pipe.hset(rq_job.key, "meta", JSONSerializer.dumps(rq_job.meta))
             started = Started(
@@ -304,6 +295,7 @@ class RenderWorker(SimpleWorker):  # type: ignore[misc]  # RQ is untyped to us
             publish(pipe, started)
 
         def try_once() -> None:
+            rq_job.meta[names.FENCE] = next_fence(self.connection, fence)
             before = self.execution
             if before is not None and self._holds(rq_job, before):  # done, and only the answer was lost
                 claimed.append(before)
@@ -315,7 +307,7 @@ class RenderWorker(SimpleWorker):  # type: ignore[misc]  # RQ is untyped to us
         if not claimed:
             return None
         self._next_heartbeat = time.monotonic() + self._lease / 3
-        return Current(rq_job, job, number, claimed[0])
+        return Current(rq_job, job, number, claimed[0], rq_job.meta[names.FENCE])
 
     def _holds(self, rq_job: RqJob, execution: Execution) -> bool:
         """Whether a job is in the hands of this execution, which means: nobody has rescued it."""
@@ -334,9 +326,18 @@ class RenderWorker(SimpleWorker):  # type: ignore[misc]  # RQ is untyped to us
         )
 
     def _conclude(self, current: Current, queue: Queue, outcome: Outcome, seconds: float) -> None:
+        job, said = current.job, f"the end of job {current.job.id}"
         status = self._status_after(current, outcome)
-        self._on_ended(current, outcome, status)
-        job = current.job
+        if not outcome.lost:
+            self._ride_out(lambda: self._hear_cancel(current, outcome, is_final=status.is_final), said)
+            status = JobStatus.CANCELED if outcome.canceled else status
+        try:
+            self._on_ended(current, outcome, status)
+        except LedgerError as error:
+            log.error("the end of job %s could not be recorded: %s", job.id, error)
+            if status is JobStatus.FINISHED:  # nothing is said to be done before the ledger has it
+                outcome.hold_up(error)
+                status = self._status_after(current, outcome)
         if outcome.lost:
             log.warning("job %s was given to another worker meanwhile: nothing more is written", job.id)
             self.execution = None
@@ -358,14 +359,14 @@ class RenderWorker(SimpleWorker):  # type: ignore[misc]  # RQ is untyped to us
             attempt=current.number,
             seconds=round(seconds, 6),
         )
-        self._ride_out(lambda: self._write_end(current, queue, outcome, result), f"the end of job {job.id}")
+        self._ride_out(lambda: self._write_end(current, queue, outcome, result), said)
 
     def _status_after(self, current: Current, outcome: Outcome) -> JobStatus:
         meta = current.rq_job.meta
         if outcome.canceled:
             return JobStatus.CANCELED
-        if outcome.given_back or outcome.lost:
-            meta["attempts"] = current.number - 1  # a shutdown uses up no attempt
+        if outcome.given_back or outcome.lost or outcome.held_up:
+            meta["attempts"] = current.number - 1  # neither a shutdown nor a full disk uses up an attempt
             return JobStatus.QUEUED
         if outcome.failure is None:
             return JobStatus.FINISHED
@@ -375,14 +376,21 @@ class RenderWorker(SimpleWorker):  # type: ignore[misc]  # RQ is untyped to us
         again = tries_again(outcome.failure.kind, meta["failures"], current.job.max_attempts)
         return JobStatus.QUEUED if again else JobStatus.FAILED
 
+    def _hear_cancel(self, current: Current, outcome: Outcome, *, is_final: bool) -> None:
+        rq_job, execution = current.rq_job, current.execution
+        if hear_cancel(self.connection, rq_job, lambda: self._holds(rq_job, execution), is_final=is_final):
+            outcome.canceled, outcome.failure = True, None
+
     def _write_end(self, current: Current, queue: Queue, outcome: Outcome, result: JobResult) -> None:
         rq_job, execution = current.rq_job, current.execution
         rq_job.ended_at = rq_now()
         with self.connection.pipeline() as pipe:
             pipe.watch(rq_job.key)  # whoever rescues the job changes it
             if self._holds(rq_job, execution):
+                if result.status is JobStatus.QUEUED and pipe.hexists(rq_job.key, names.CANCEL_FIELD):
+                    result = result.model_copy(update={"status": JobStatus.CANCELED})  # it came just now
                 pipe.multi()
-                add_end(pipe, rq_job, queue, result, outcome.failure)
+                add_end(pipe, rq_job, queue, result, outcome.failure, last=outcome.held_up)
                 if result.status is JobStatus.FINISHED:
                     self.increment_successful_job_count(pipeline=pipe)
                 elif result.status is JobStatus.FAILED:

@@ -27,7 +27,6 @@ from renderkiln.home.store import Store
 from renderkiln.schema import names
 from renderkiln.schema.errors import (
     ImageInputError,
-    LedgerError,
     ModelNotFoundError,
     ModelTooLargeError,
     RendererDiedError,
@@ -41,17 +40,27 @@ from renderkiln.worker.models.memory import why_too_large
 from renderkiln.worker.protocol import MemoryUse, Ready, RendererConfig, WarmUp
 
 from .ahead import LookAhead
-from .attempt import Surroundings, run_attempt
+from .attempt import run_attempt
+from .away import Away
 from .child import Renderer
+from .delivery import Places
 from .forms import Forms
+from .gate import Gate
 from .handover import left_by_others
 from .memory.keeper import MemoryKeeper, View
 from .memory.leaks import Holding, LeakWatch
 from .memory.rules import MemoryRules, thresholds
 from .news import News
-from .outcomes import Outcome
-from .rq_worker import Current, RenderWorker
+from .outcomes import Current, Outcome
+from .pausing import Pause
+from .publisher import Publisher
+from .redelivery import Redelivery
+from .room import Disks
+from .rq_worker import RenderWorker
 from .signals import Signals
+from .spool import Spool
+from .surroundings import Surroundings
+from .vigil import insist_on_ending
 
 log = logging.getLogger("renderkiln.supervisor")
 
@@ -105,6 +114,8 @@ class _Service:
         self._store = Store(settings.out)
         self._store.check()
         self._store.clean(older_than=3600)  # what a killed writer left half-written
+        self._spool = Spool(self._folder.spool, int(settings.spool))
+        self._spool.clean()
         self._ledger = Ledger(self._folder.ledger)
         self._name = options.name or f"{socket.gethostname().split('.')[0]}-{os.getpid()}"
         self._started_at = time.time()
@@ -131,6 +142,17 @@ class _Service:
             on_view=on_view,
             probe=probe,
         )
+        self._publisher = Publisher(self._redis, self._folder.ledger)
+        self._pause, self._away = Pause(), Away()
+        self._gate = Gate(
+            self._redis,
+            store=self._store,
+            ledger=self._ledger,
+            disks=Disks(int(settings.disk_reserve)),
+            spool=self._spool,
+            away=self._away,
+            pause=self._pause,
+        )
         self._leaks = LeakWatch()
         # What is resident needs no look ahead.
         self._ahead = LookAhead(self._redis, 0 if settings.memory == "resident" else settings.look_ahead)
@@ -147,6 +169,7 @@ class _Service:
             signals=self._signals,
             announce=self._announce,
             lease=settings.lease,
+            gate=self._gate,
             owner=options.owner,
         )
         news = News(self._redis, self._name)
@@ -157,7 +180,9 @@ class _Service:
             store=settings.out,
             may_name_store=settings.store_policy == "any",
             job_timeout=settings.job_timeout,
-            patience=settings.patience,
+            places=Places(self._spool, self._away, settings.patience),
+            pause=self._pause,
+            urge=lambda: self._redelivery.wake(),
             inputs=self._inputs,
             left_by_others=partial(left_by_others, self._redis),
             form_of=self._forms.of,
@@ -170,13 +195,21 @@ class _Service:
             on_image=news.image,
             heartbeat=self._worker.beat_while_rendering,
         )
+        self._redelivery = Redelivery(
+            self._spool, self._around.open_store, self._store, self._folder.ledger, self._away, self._arrived_late
+        )
+        self._pause.on_change = self._announce_pause
 
     def run(self) -> bool:
         log.info("worker %s has %s and writes to %s", self._name, ", ".join(self._models), self._settings.out)
         self._ledger.worker_started(
             self._name, socket.gethostname(), os.getpid(), {"engine": self._engine, "models": list(self._models)}
         )
+        # From here on there are leases to keep: whatever waits for the ledger does so between heartbeats.
+        self._ledger.wait_at_most(min(2.0, self._settings.lease / 4))
         self._keeper.start()
+        self._publisher.start()
+        self._redelivery.start()
         try:
             with contextlib.suppress(redis.RedisError):
                 self._announce("starting")
@@ -185,10 +218,12 @@ class _Service:
         finally:
             self._renderer.close()
             self._keeper.stop()
+            self._redelivery.stop()
             with contextlib.suppress(redis.RedisError):  # it would expire by itself
                 self._redis.delete(names.worker(self._name))
                 self._redis.zrem(names.WORKERS, self._name)
             self._ledger.worker_ended(self._name)
+            self._publisher.stop()
             self._ledger.close()
             self._signals.close()
 
@@ -241,7 +276,8 @@ class _Service:
             engine=self._engine,
             device=self._device,
             store=self._settings.out,
-            state=state,
+            state="paused" if self._pause.reason else state,
+            reason=self._pause.reason or self._away.why(self._store.url),
             started_at=self._started_at,
         )
         now, lease = time.time(), self._settings.lease
@@ -251,11 +287,27 @@ class _Service:
             pipe.zremrangebyscore(names.WORKERS, 0, now - lease)  # those who died without a word
             pipe.execute()
 
+    def _announce_pause(self) -> None:
+        with contextlib.suppress(redis.RedisError):
+            self._worker.announce()
+
+    def _arrived_late(self) -> None:
+        self._publisher.wake()
+        self._signals.wake()
+
     def _attempt(self, current: Current) -> Outcome:
-        begin = partial(self._ledger.attempt_started, current.job, current.execution.id, current.number, self._name)
+        begin = partial(
+            self._ledger.attempt_started,
+            current.job,
+            current.execution.id,
+            current.number,
+            self._name,
+            current.fence,
+        )
         self._keeper.take_peak()
         outcome = run_attempt(current.job, current.execution.id, self._around, begin)
         self._after(current.job.spec.model, outcome)
+        self._gate.learn(current.job.spec.model, outcome)
         return outcome
 
     def _warm_up_ran_out(self, why: str) -> None:
@@ -292,20 +344,20 @@ class _Service:
             self._renderer.close()
 
     def _record_end(self, current: Current, outcome: Outcome, status: JobStatus) -> None:
-        ended = "canceled" if outcome.canceled else "returned" if outcome.given_back else None
+        ended = "canceled" if outcome.canceled else "returned" if outcome.given_back or outcome.held_up else None
         ended = ended or ("abandoned" if outcome.lost else "failed" if outcome.failure else "finished")
-        try:
-            self._ledger.attempt_ended(
-                current.job.id,
-                current.execution.id,
-                ended,
-                status=status,
-                failure=outcome.failure,
-                timings=outcome.timings,
-                memory=outcome.memory_taken,
-            )
-        except LedgerError as error:
-            log.error("the end of job %s could not be recorded: %s", current.job.id, error)
+        record = partial(
+            self._ledger.attempt_ended,
+            current.job.id,
+            current.execution.id,
+            ended,
+            status=status,
+            failure=outcome.failure,
+            timings=outcome.timings,
+            memory=outcome.memory_taken,
+        )
+        insist_on_ending(record, self._around)
+        self._publisher.wake()
 
     def _inputs(self, job: Job) -> Mapping[str, bytes]:
         found = {}

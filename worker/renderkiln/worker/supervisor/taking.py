@@ -67,6 +67,15 @@ def counter(rq_job: RqJob, name: str) -> int:
     return found if isinstance(found, int) and found > 0 else 0
 
 
+def next_fence(connection: Any, before: int) -> int:
+    """A number for a claim: above `before`, and by the server's clock (microseconds since 1970) above all earlier ones.
+
+    The clock decides where the number before is lost, as when a job is queued anew after Redis was emptied.
+    """
+    seconds, microseconds = (int(part) for part in connection.time())
+    return max(before + 1, seconds * 1_000_000 + microseconds)
+
+
 def claim(connection: Any, rq_job: RqJob, queue: Queue, add: Callable[[Any], None]) -> bool:
     """Makes a job that was taken this worker's; False where it no longer waits, and so is nobody's to start.
 
@@ -86,6 +95,15 @@ def claim(connection: Any, rq_job: RqJob, queue: Queue, add: Callable[[Any], Non
         pipe.delete(queue.intermediate_queue.get_first_seen_key(rq_job.id))
         pipe.execute()
     return waits
+
+
+def put_back(connection: Any, rq_job: RqJob, queue: Queue) -> None:
+    """Puts a job that was taken, and not claimed, back to the front of its queue."""
+    with connection.pipeline() as pipe:
+        pipe.lrem(queue.intermediate_queue_key, 1, rq_job.id)
+        pipe.delete(queue.intermediate_queue.get_first_seen_key(rq_job.id))
+        pipe.lpush(queue.key, rq_job.id)
+        pipe.execute()
 
 
 def rescue_intermediate(connection: Any, queue: Queue, patience: float) -> int:
