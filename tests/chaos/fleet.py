@@ -103,6 +103,8 @@ class Fleet:
     def __init__(self, root: Path, *, workers: int, lease: float, step_seconds: float, unlike: bool, seed: int) -> None:
         self.root, self.lease, self._step_seconds, self._unlike = root, lease, step_seconds, unlike
         self.store = root / "store"
+        self.hub: Life | None = None
+        self._hubs = 0
         self._server = EmbeddedServer(DataFolder(root / "hub"))
         self._server.ensure_running()
         self.lines = Lines(self.socket)
@@ -168,6 +170,28 @@ class Fleet:
         )
         return life
 
+    # The hub.
+
+    @property
+    def hub_ledger(self) -> Path:
+        return DataFolder(self.root / "hub").hub_ledger
+
+    def start_hub(self) -> None:
+        """Starts the hub where it is not up, as often as every other second; it repairs as often."""
+        if self.hub is not None and (self.hub.is_up or time.monotonic() < self.hub.born_at + 2):
+            return
+        self._hubs += 1
+        self.hub = Life(f"hub.{self._hubs}", self.root / f"hub.{self._hubs}.log")
+        self._orders.give(
+            self.hub,
+            {
+                "does": "hub",
+                "log": str(self.hub.log),
+                "arguments": ["hub", "--repair-every", "2", "--data-dir", str(self.root / "hub")],
+                "environment": {"RENDERKILN_REDIS_URL": f"unix://{self.socket}"},
+            },
+        )
+
     def submit_from_elsewhere(self, jobs: Sequence[Job], moment: float, number: int) -> tuple[Life, Path]:
         """Has another process queue jobs at a moment (of the monotonic clock); the file will hold what came of it."""
         result = self.root / f"submitted-{number}-{time.monotonic_ns()}.json"
@@ -191,11 +215,11 @@ class Fleet:
     # The end.
 
     def close(self) -> None:
-        for seat in self.seats:
-            if seat.life is not None:
-                seat.life.signal(signal.SIGCONT)
-                seat.life.signal(signal.SIGKILL)
-                seat.life.wait(10)
+        for life in [self.hub, *(seat.life for seat in self.seats)]:
+            if life is not None:
+                life.signal(signal.SIGCONT)
+                life.signal(signal.SIGKILL)
+                life.wait(10)
         self._orders.close()
         self.lines.close()
         for client in self._clients:

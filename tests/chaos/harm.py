@@ -47,7 +47,6 @@ class Harm:
 
     def __init__(self, fleet: Fleet, watch: Watch, work: Work) -> None:
         self._fleet, self._watch, self._work = fleet, watch, work
-        self._client = fleet.client()
         #: Workers that ended with a reason of theirs, as on a full disk; and those that ended in another way.
         self.refusals: list[str] = []
         self.crashes: list[str] = []
@@ -241,15 +240,19 @@ class Harm:
             time.sleep(chance.choice([0.0, chance.uniform(0.1, 2.5)]))
             self._fleet.start_server()
         elif kind == "server wiped":
-            self._client.flushall()
-            time.sleep(chance.uniform(0.0, 1.0))
-            self._work.bring_back()
+            self._work.wipe()
+            time.sleep(chance.uniform(1.0, 3.0))  # the hub brings all back, while the next may come
+        elif kind == "hub kill -9":
+            assert self._fleet.hub is not None
+            self._fleet.hub.signal(signal.SIGKILL)
+            time.sleep(chance.uniform(0.0, 2.0))  # and started again by who looks after it
         else:
             self._submit_twice(record)
 
     def _submit_twice(self, record: Record) -> None:
         jobs, moment = self._work.next_list(), time.monotonic() + 0.3
         both = [self._fleet.submit_from_elsewhere(jobs, moment, number) for number in range(2)]
+        self._work.note_queued(jobs)
         tallies = [json.loads(path.read_text()) for life, path in both if life.wait() and life.code == 0]
         if len(tallies) != 2:
             record.wrong = "one of the two could not submit"

@@ -100,6 +100,8 @@ def _live(order: dict[str, Any]) -> None:
         random.seed()
         if order["does"] == "submit":
             _submit(order)
+        elif order["does"] == "hub":
+            inside.run_command(order["arguments"])
         else:
             inside.prepare(Control(Path(order["folder"])), order["host"], order["renderer"])
             inside.run_command(order["arguments"])

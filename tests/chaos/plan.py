@@ -33,6 +33,7 @@ _TO_ONE: dict[str, float] = {
 _TO_ALL: dict[str, float] = {
     "server kill -9": 24,
     "server wiped": 8,
+    "hub kill -9": 10,
     "same list twice at once": 16,
     "disk full for all": 8,
 }

@@ -32,7 +32,7 @@ def _row(kind: str, records: list[Record], outcome: Outcome) -> dict[str, Any]:
     return {
         "fault": kind,
         "times": len(records),
-        "lost": sum(job in jobs for job in verdict.lost),
+        "lost": sum(said.split(":")[0] in jobs for said in verdict.lost),
         "twice": sum(said.split()[0] in jobs for said in verdict.twice),
         "wasted": round(sum(wasted), 2),
         "wasted_most": round(max(wasted, default=0.0), 2),
@@ -70,7 +70,8 @@ def as_text(outcome: Outcome) -> str:
         f"rows without a file: {len(verdict.rows_without_file)}; wrong results: {len(verdict.wrong_results)}; "
         f"in two lists: {len(verdict.in_two_lists)}; half-written files "
         f"removed by cleaning: {verdict.cleaned}, left: {len(verdict.leftovers)}; renderers left: "
-        f"{verdict.renderers_left}; wasted without a fault: {verdict.wasted.get('', 0.0):.1f}",
+        f"{verdict.renderers_left}; rows whose file was replaced: {verdict.overwritten}; "
+        f"ends that Redis did not hear: {verdict.unheard}; wasted without a fault: {verdict.wasted.get('', 0.0):.1f}",
         f"set aside and asked for again: {len(outcome.failures)}",
     ]
     said += _counted(f"{kind}: {message}" for kind, message, _ in outcome.failures)

@@ -20,7 +20,7 @@ from .harm import Harm, Record
 from .plan import Fault
 from .verdict import Verdict, judge
 from .watch import Watch
-from .work import Work
+from .work import Work, known_jobs
 
 #: Jobs that wait or run while harm is done: enough that every worker has some.
 _OPEN = 30
@@ -80,6 +80,7 @@ def run(order: Order, plan: Sequence[Fault], tell: Callable[[str], None] = lambd
     )
     watch = Watch(fleet.client())
     try:
+        fleet.start_hub()
         work = Work(fleet, watch, order.seed)
         harm = Harm(fleet, watch, work)
         records = _Chaos(order, fleet, watch, work, harm, tell).run(plan)
@@ -127,6 +128,7 @@ class _Chaos:
                 if each is not None:
                     records.append(each)
                 self._fill(len(records), len(plan))
+                self._fleet.start_hub()
                 now = time.monotonic()
                 if now >= deadline:
                     self._over.set()
@@ -174,13 +176,15 @@ def _make_peace(order: Order, fleet: Fleet, watch: Watch, work: Work, harm: Harm
     while time.monotonic() - last_change < quiet:
         for seat in fleet.seats:
             harm.ensure_up(seat)
+        fleet.start_hub()
         ends = {job_id: watch.status_of(job_id) for job_id in list(work.jobs)}
         failed = [work.jobs[job_id] for job_id, status in ends.items() if status is JobStatus.FAILED]
         if failed and asked_again < 5:
             asked_again += 1
             requeue(client, failed)
             last_change = time.monotonic()
-        finished = sum(status is JobStatus.FINISHED for status in ends.values())
+        merged = known_jobs(fleet.hub_ledger)
+        finished = sum(status is JobStatus.FINISHED or merged.get(job) == "finished" for job, status in ends.items())
         if finished != before:
             before, last_change = finished, time.monotonic()
         if finished == len(work.jobs):
@@ -195,4 +199,16 @@ def _make_peace(order: Order, fleet: Fleet, watch: Watch, work: Work, harm: Harm
             harm.crashes.append(f"{seat.life.name} did not end")
         elif seat.life is not None:
             harm.judge_end(seat.life)
+    _wait_for_hub(fleet, work)
+
+
+def _wait_for_hub(fleet: Fleet, work: Work) -> None:
+    """Until it has heard of every end, or has had time enough."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        fleet.start_hub()
+        said = known_jobs(fleet.hub_ledger)
+        if all(said.get(job_id) == "finished" for job_id in work.jobs):
+            break
+        time.sleep(0.1)
     time.sleep(0.5)  # the last events, and renderers that are ending

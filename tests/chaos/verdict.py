@@ -19,6 +19,7 @@ from renderkiln.schema.jobs import Job, JobStatus
 from .fleet import Fleet
 from .harm import Record
 from .watch import Watch
+from .work import known_jobs
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class Verdict:
 
     jobs: int
     images: int
-    #: Neither finished nor anywhere where somebody would find them.
+    #: Not finished at the end by the hub's ledger.
     lost: list[str] = field(default_factory=list)
     #: Recorded twice: two ends as finished, or two pictures for one (job, k).
     twice: list[str] = field(default_factory=list)
@@ -63,6 +64,10 @@ class Verdict:
     leftovers: list[str] = field(default_factory=list)
     in_two_lists: list[str] = field(default_factory=list)
     renderers_left: int = 0
+    #: Finished by the hub's ledger alone: Redis was emptied just as their end was to be written there.
+    unheard: int = 0
+    #: Rows in workers' own ledgers whose file another machine replaced by its own; only where machines draw unlike.
+    overwritten: int = 0
     #: Half-written files that the store's own cleaning removed, as it should.
     cleaned: int = 0
     #: Work done for nothing, in images' worth of steps, by fault; "" where no fault explains it.
@@ -89,10 +94,9 @@ def judge(fleet: Fleet, watch: Watch, jobs: Mapping[str, Job], records: Iterable
     """Looks at everything; the workers must have ended."""
     verdict = Verdict(len(jobs), sum(job.num_images for job in jobs.values()))
     records = list(records)
-    rows = [row for ledger in fleet.ledgers for row in _rows(ledger)]
-    _judge_ends(verdict, watch, jobs)
+    _judge_ends(verdict, watch, known_jobs(fleet.hub_ledger), jobs)
     _judge_lists(verdict, fleet.client(), jobs)
-    _judge_pictures(verdict, fleet.store, rows, watch, jobs)
+    _judge_pictures(verdict, fleet, watch, jobs)
     renderings = [each for seat in fleet.seats for each in _renderings(seat.control.folder / "steps.log")]
     verdict.wasted = _wasted(renderings, records)
     verdict.recoveries = _recoveries(watch, records)
@@ -100,10 +104,13 @@ def judge(fleet: Fleet, watch: Watch, jobs: Mapping[str, Job], records: Iterable
     return verdict
 
 
-def _judge_ends(verdict: Verdict, watch: Watch, jobs: Mapping[str, Job]) -> None:
+def _judge_ends(verdict: Verdict, watch: Watch, merged: Mapping[str, str], jobs: Mapping[str, Job]) -> None:
     for job_id in jobs:
-        if watch.status_of(job_id) is not JobStatus.FINISHED:
-            verdict.lost.append(job_id)
+        is_heard = watch.status_of(job_id) is JobStatus.FINISHED
+        if merged.get(job_id) != JobStatus.FINISHED.value:
+            said = "its end was said in Redis" if is_heard else "Redis has no end of it"
+            verdict.lost.append(f"{job_id}: {merged.get(job_id)} in the hub's ledger, and {said}")
+        verdict.unheard += not is_heard
         finishes = [status for _, status in watch.ends.get(job_id, []) if status is JobStatus.FINISHED]
         if len(finishes) > 1:
             verdict.twice.append(f"{job_id} ended {len(finishes)} times")
@@ -123,28 +130,34 @@ def _judge_lists(verdict: Verdict, client: redis.Redis, jobs: Mapping[str, Job])
     verdict.in_two_lists += [f"{job_id} is not a job of this run" for job_id in found if job_id not in jobs]
 
 
-def _judge_pictures(verdict: Verdict, store: Path, rows: list[Row], watch: Watch, jobs: Mapping[str, Job]) -> None:
-    verdict.cleaned = Store(str(store)).clean(older_than=0)
-    files = {str(path): path for path in store.rglob("*") if path.is_file()}
+def _judge_pictures(verdict: Verdict, fleet: Fleet, watch: Watch, jobs: Mapping[str, Job]) -> None:
+    """Files against rows against results: the hub's rows are those that count, and all ledgers together name files."""
+    verdict.cleaned = Store(str(fleet.store)).clean(older_than=0)
+    files = {str(path): path for path in fleet.store.rglob("*") if path.is_file()}
     verdict.leftovers = [name for name, path in files.items() if is_part(path.name) or path.name.startswith(".")]
     sums = {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in files.items()}
-    merged: dict[tuple[str, int], set[tuple[str, str]]] = defaultdict(set)
-    for row in rows:
-        merged[row.job, row.k].add((row.url, row.sha256))
-        if sums.get(row.url) != row.sha256:
-            verdict.rows_without_file.append(f"{row.job} {row.k}: {row.url}")
-    verdict.twice += [f"{job} {k}: {sorted(found)}" for (job, k), found in merged.items() if len(found) > 1]
-    named = {row.url for row in rows}
-    verdict.files_without_row = [name for name in files if name not in named]
+    merged = {(row.job, row.k): row for row in _rows(fleet.hub_ledger)}
+    everywhere = [row for ledger in fleet.ledgers for row in _rows(ledger)]
+    urls: dict[tuple[str, int], set[str]] = defaultdict(set)
+    for row in [*merged.values(), *everywhere]:
+        urls[row.job, row.k].add(row.url)
+    verdict.twice += [f"{job} {k}: {sorted(found)}" for (job, k), found in urls.items() if len(found) > 1]
+    verdict.files_without_row = sorted(set(files) - {row.url for row in merged.values()})
+    verdict.rows_without_file = [f"{row}" for row in merged.values() if sums.get(row.url) != row.sha256]
+    verdict.rows_without_file += [f"{row}" for row in everywhere if row.url not in files]
+    verdict.overwritten = sum(sums.get(row.url) != row.sha256 for row in everywhere)
     for job_id, job in jobs.items():
         result = watch.results.get(job_id)
         if result is None or result.status is not JobStatus.FINISHED:
             continue
-        said = {image.k: (image.url, image.sha256) for image in result.images}
-        if any(sums.get(url) != sha256 for url, sha256 in said.values()):
-            verdict.wrong_results.append(f"{job_id}: a file is not what its result says")
-        if set(said) != set(range(job.num_images)) or any({each} != merged[job_id, k] for k, each in said.items()):
-            verdict.wrong_results.append(f"{job_id}: its result is not what the ledgers have")
+        if [image.k for image in result.images] != list(range(job.num_images)):
+            verdict.wrong_results.append(f"{job_id}: not all of its images")
+        for image in result.images:
+            row = merged.get((job_id, image.k))
+            if row is None or row.url != image.url:
+                verdict.wrong_results.append(f"{job_id} {image.k}: not what the hub's ledger has")
+            elif sums.get(image.url) != image.sha256:
+                verdict.wrong_results.append(f"{job_id} {image.k}: not the file that its result names")
 
 
 def _rows(ledger: Path) -> list[Row]:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import random
+import sqlite3
 import threading
+import time
 from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
 
 from renderkiln.producer.enqueue import enqueue
 from renderkiln.schema.errors import ServerUnavailableError
-from renderkiln.schema.jobs import Job, JobOptions, JobStatus, make_job
+from renderkiln.schema.jobs import Job, JobOptions, make_job
 from renderkiln.schema.spec import RenderSpec
 
 from .fleet import MODEL, Fleet
@@ -28,6 +32,7 @@ class Work:
         self._lock = threading.Lock()
         self.jobs: dict[str, Job] = {}
         self._lists = 0
+        self._submitting, self._queued = threading.Lock(), list[str]()
 
     def next_list(self) -> list[Job]:
         """Jobs that nobody has queued yet; they count from here on."""
@@ -56,25 +61,36 @@ class Work:
         """Queues jobs of one list, and again where the server went away: that is what its error says to do."""
         for _ in range(1000):
             try:
-                enqueue(self._client, jobs, jobs[0].batch, "chaos")
+                with self._submitting:
+                    enqueue(self._client, jobs, jobs[0].batch, "chaos")
+                    self.note_queued(jobs)
                 return
             except ServerUnavailableError:
-                threading.Event().wait(0.2)
+                time.sleep(0.2)
         raise ServerUnavailableError("the server does not come back")
+
+    def note_queued(self, jobs: Sequence[Job]) -> None:
+        """These were queued, by us or by another process."""
+        self._queued.extend(job.id for job in jobs)
 
     def count_open(self) -> int:
         return len(self.jobs) - self._watch.count_ended()
 
-    def bring_back(self) -> int:
-        """After the server was wiped: queues what it has not said to be finished; how many.
+    def wipe(self) -> None:
+        """Empties the server, once the hub has heard of all that was submitted: it promises nothing of the rest."""
+        with self._submitting:
+            deadline = time.monotonic() + 60
+            while not set(self._queued) <= set(known_jobs(self._fleet.hub_ledger)) and time.monotonic() < deadline:
+                time.sleep(0.02)
+            self._client.flushall()
 
-        This stands in for a repair pass, until there is one.
-        """
-        by_batch: dict[str, list[Job]] = {}
-        with self._lock:
-            missing = [job for job in self.jobs.values() if self._watch.status_of(job.id) is not JobStatus.FINISHED]
-        for job in missing:
-            by_batch.setdefault(job.batch, []).append(job)
-        for jobs in by_batch.values():
-            self.queue(jobs)
-        return len(missing)
+
+def known_jobs(ledger: Path) -> dict[str, str]:
+    """The jobs that a ledger knows, with their status."""
+    if not ledger.exists():
+        return {}
+    with closing(sqlite3.connect(f"file:{ledger}?mode=ro", uri=True, timeout=30)) as connection:
+        try:
+            return dict(connection.execute("SELECT id, status FROM jobs"))
+        except sqlite3.OperationalError:  # it is being made
+            return {}
