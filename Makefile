@@ -4,14 +4,16 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 DEMO   := .demo
 JOBS   ?= 2
+SEED   ?= 7
 
-.PHONY: help install demo test lint typecheck unit bench clean
+.PHONY: help install demo test lint typecheck unit bench chaos clean
 
 help:
 	@echo "make demo   install, and render examples/shapes.txt with the demo model"
 	@echo "make test   install, and run all checks: ruff, import-linter, mypy, pytest"
 	@echo "make lint   ruff, import-linter and mypy alone"
 	@echo "make bench  run the benchmarks (some minutes); they print ratios"
+	@echo "make chaos  do 1,000 kinds of harm to a fleet (15 minutes), and see whether anything is lost (SEED=7, JSON=file)"
 	@echo "make clean  stop the demo's server and remove what was made"
 
 install: $(VENV)/.installed
@@ -41,6 +43,9 @@ unit: install
 
 bench: install
 	$(BIN)/python -m benchmarks
+
+chaos: install
+	$(BIN)/python -m tests.chaos --seed $(SEED) $(if $(JSON),--json $(JSON))
 
 clean:
 	@test ! -x $(BIN)/renderkiln || RENDERKILN_DATA_DIR=$(DEMO)/data $(BIN)/renderkiln server stop || true

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 import redis
+from pydantic import SecretStr
+from tests.chaos.proxy import Lines
 
 from renderkiln.home.connect import connect
 from renderkiln.home.server import EmbeddedServer
@@ -106,3 +108,18 @@ def test_a_server_that_speaks_something_else_does_not_answer() -> None:
         with pytest.raises(ServerUnavailableError, match="does not answer"):
             connect(Settings(redis_url=f"redis://127.0.0.1:{listener.getsockname()[1]}"))
         listener.shutdown(socket.SHUT_RDWR)
+
+
+def test_an_answer_that_makes_no_sense_is_asked_for_again(server: EmbeddedServer) -> None:
+    lines = Lines(str(server.status().socket))
+    line = lines.open(seed=1)
+    lines.harm(line, "garbled", answers=2)
+    found = connect(Settings(redis_url=SecretStr(f"redis://127.0.0.1:{line.port}")))
+    for answers in (1, 2, 3, 3, 2, 1):
+        lines.harm(line, "garbled", answers)
+        assert found.redis.set("key", "value")
+    lines.harm(line, "garbled", answers=1000)
+    with pytest.raises(redis.ConnectionError):
+        found.redis.get("key")
+    found.redis.close()
+    lines.close()

@@ -376,7 +376,7 @@ def test_an_unwell_worker_takes_nothing_until_it_may_try_again(bench: Bench, mon
     assert bench.house.queue.status(job) is JobStatus.FINISHED
 
 
-@pytest.mark.parametrize("owner", [None, os.getpid()])
+@pytest.mark.parametrize("owner", [None, os.getpid()], ids=["burst", "owned"])
 def test_an_unwell_worker_that_somebody_waits_for_ends(bench: Bench, owner: int | None) -> None:
     make_unwell(bench)
     job = bench.house.submit()

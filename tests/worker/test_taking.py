@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import time
 from collections.abc import Callable
 
 import pytest
@@ -266,3 +267,49 @@ def test_an_end_that_the_ledger_does_not_take_is_not_acknowledged(bench: Bench) 
     bench.worker._on_ended = lambda current, outcome, status: None
     bench.run_one()
     assert bench.house.queue.status(job) is JobStatus.FINISHED
+
+
+def test_a_machine_with_a_wrong_clock_takes_no_jobs_away_and_loses_none(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.house.submit()
+
+    def jump(current: Current) -> Outcome:
+        real = time.time
+        for days in (1, -1):  # the rescuer's clock is ahead, and then behind as the lease is written
+            monkeypatch.setattr(time, "time", lambda days=days: real() + days * 86400)
+            bench.connection.zadd(bench.queue.started_job_registry.key, {current.execution.composite_key: time.time()})
+            assert bench.rescue() == 0
+        monkeypatch.undo()
+        assert bench.worker.beat_while_rendering() is Beat.GOING_ON
+        return Outcome()
+
+    bench.does = jump
+    bench.run_one()
+    assert len(bench.attempts) == 1
+
+
+def test_a_job_that_a_wrong_clock_saw_first_is_put_back_in_time(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench.house.submit()
+    assert take(bench.connection, [bench.queue]) is not None
+    with monkeypatch.context() as wrong:
+        wrong.setattr(time, "time", lambda: 4e9)
+        assert bench.rescue() == 0, "seen for the first time"
+    assert bench.rescue() == 1
+    assert bench.lists() == (1, 0, 0)
+
+
+def test_a_worker_whose_redis_was_emptied_keeps_its_name(bench: Bench) -> None:
+    bench.worker.register_birth()
+    bench.connection.flushall()
+    bench.worker.heartbeat()
+    host, pid = bench.connection.hmget(bench.worker.key, "hostname", "pid")
+    assert (host.decode(), int(pid)) == (bench.worker.hostname, os.getpid())
+    assert bench.connection.sismember("rq:workers", bench.worker.key)
+
+
+def test_a_name_is_free_that_a_dead_worker_left_in_an_emptied_redis(bench: Bench) -> None:
+    bench.connection.hset(bench.worker.key, mapping={"state": "busy"})
+    bench.worker.register_birth()
+    assert bench.connection.hget(bench.worker.key, "pid") == str(os.getpid()).encode()
+    assert bench.connection.ttl(bench.worker.key) > 0

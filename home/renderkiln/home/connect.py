@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 from urllib.parse import urlsplit
 
 import redis
 from redis.backoff import ExponentialWithJitterBackoff
+from redis.connection import AbstractConnection
 from redis.retry import Retry
 
 from renderkiln.schema.errors import ServerUnavailableError, SettingsError
@@ -31,6 +33,44 @@ class Connection:
     started: bool = False
 
 
+class _Strict(AbstractConnection):
+    """A connection over which nonsense is as good as none: it ends, and what was asked is asked again.
+
+    redis-py raises whatever its parser trips over (ValueError, InvalidResponse, …), which no caller awaits.
+    """
+
+    def read_response(self, *args: Any, **kwargs: Any) -> Any:
+        with self._understanding():
+            return super().read_response(*args, **kwargs)
+
+    def on_connect_check_health(self, *args: Any, **kwargs: Any) -> None:
+        with self._understanding():
+            super().on_connect_check_health(*args, **kwargs)
+
+    @contextmanager
+    def _understanding(self) -> Iterator[None]:
+        try:
+            yield
+        except (redis.InvalidResponse, AttributeError, IndexError, TypeError, ValueError) as error:
+            self.disconnect()  # type: ignore[no-untyped-call]
+            raise redis.ConnectionError(f"what came is not an answer of Redis ({error})") from error
+
+
+class _Tcp(_Strict, redis.Connection):
+    pass
+
+
+class _Tls(_Strict, redis.SSLConnection):
+    pass
+
+
+class _Unix(_Strict, redis.UnixDomainSocketConnection):
+    pass
+
+
+_CONNECTIONS: Mapping[str, type[_Tcp | _Tls | _Unix]] = {"redis": _Tcp, "rediss": _Tls, "unix": _Unix}
+
+
 def connect(settings: Settings) -> Connection:
     """Connects, starting the embedded server where no Redis is named.
 
@@ -51,6 +91,7 @@ def connect(settings: Settings) -> Connection:
         client = bounded(
             redis.Redis.from_url(
                 url,
+                connection_class=_CONNECTIONS[url.partition("://")[0]],
                 socket_connect_timeout=10,
                 socket_timeout=SOCKET_TIMEOUT,
                 health_check_interval=30,

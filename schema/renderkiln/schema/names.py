@@ -43,6 +43,11 @@ def batch_jobs(batch_id: str) -> str:
     return f"renderkiln:batch:{batch_id}:jobs"
 
 
+def images(job_id: str) -> str:
+    """Hash of an unfinished job's pictures that are recorded already: each as JSON, by its number within the job."""
+    return f"renderkiln:images:{job_id}"
+
+
 def blob(sha256: str) -> str:
     """An init image or mask, by the SHA-256 of its bytes."""
     return f"renderkiln:blob:{sha256}"

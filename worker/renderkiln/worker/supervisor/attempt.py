@@ -176,7 +176,9 @@ class _Attempt:
 
     def _find_pictures(self, store: Store) -> set[int]:
         around = self._around
-        return find_pictures(self._job, store, around.ledger, around.places.spool, self._outcome.images)
+        return find_pictures(
+            self._job, store, around.ledger, around.places.spool, self._outcome.images, around.left_by_others
+        )
 
     def _wait_for_spool(self, waiting: set[int]) -> None:
         """Waits for pictures that were rendered earlier, and are in the spool, to arrive.

@@ -171,6 +171,7 @@ def _register(pipe: Any, rq_job: RqJob, queue: Queue, result: JobResult) -> None
         return
     if result.status is JobStatus.FINISHED:
         queue.finished_job_registry.add(rq_job, names.RESULT_TTL, pipe)
+        pipe.delete(names.images(rq_job.id))  # its result has them
     else:
         key = CanceledJobRegistry(queue.name, connection=queue.connection).key
         pipe.zadd(key, {rq_job.id: time.time() + names.RESULT_TTL})

@@ -47,12 +47,14 @@ class GuardedWorker(SimpleWorker):  # type: ignore[misc]  # RQ is untyped to us
     def register_birth(self) -> None:
         """Takes its name back at once from a dead process of this machine, or from itself when it lost Redis.
 
-        RQ would refuse the name until the lease ends.
+        RQ would refuse the name until the lease ends; and for ever where Redis was emptied and the worker then wrote
+        its state and died: such an entry has no end, and no process.
         """
         self._refusals.make_way(self.connection, self.types_by_key())
         (found,) = read_hashes(self.connection, [self.key], "hostname", "pid")
         process = process_of(found, self.hostname or "")
-        if process is not None and (process == self.pid or not psutil.pid_exists(process)):
+        is_nobodys = found is None or None in found
+        if is_nobodys or (process is not None and (process == self.pid or not psutil.pid_exists(process))):
             self.connection.delete(self.key)
         try:
             super().register_birth()

@@ -14,6 +14,7 @@ from renderkiln.schema.jobs import ImageResult, Job
 from renderkiln.worker.protocol import Step
 
 from .endings import publish
+from .handover import leave
 
 #: Steps are published at most this often, seconds: enough for a moving bar, few enough not to matter.
 PROGRESS_EVERY = 0.2
@@ -46,7 +47,9 @@ class News:
             self._connection.publish(names.PROGRESS, progress.model_dump_json())
 
     def image(self, job: Job, image: ImageResult) -> None:
-        """Tells of a picture; the ledger has it already, and so will the job's result."""
+        """Tells of a picture, and leaves a note of it to whoever may have to go on with the job; the ledger has it."""
         event = ImageDone(time=time.time(), job_id=job.id, batch=job.batch, worker=self._worker, image=image)
-        with contextlib.suppress(redis.RedisError):
-            publish(self._connection, event)
+        with contextlib.suppress(redis.RedisError), self._connection.pipeline() as pipe:
+            publish(pipe, event)
+            leave(pipe, job, image)
+            pipe.execute()

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import socket
-import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -49,13 +48,13 @@ def rescue(
     count, refusals = 0, refusals or Refusals()
     for queue in queues:
         registry = queue.started_job_registry.key
-        for member, lease_ends in members_of_sorted_set(connection, registry):
+        for member, _ in members_of_sorted_set(connection, registry):
             job_id = known_id(member.partition(b":")[0])
             if job_id is None or not member.isascii():
                 connection.zrem(registry, member)
                 refusals.job(repr(member[:80]), queue.name, "what stands among the started jobs is none")
                 continue
-            if lease_ends > time.time() and not _worker_is_gone(connection, job_id, worker_key):
+            if _lease_runs(connection, member) and not _worker_is_gone(connection, job_id, worker_key):
                 continue
             count += _put_back(connection, queue, job_id, member.decode(), refusals)
         count += rescue_intermediate(connection, queue, patience, refusals)
@@ -69,6 +68,15 @@ def process_of(found: list[bytes | None] | None, host: str) -> int | None:
         return None
     pid = int(said_pid) if said_pid.isdigit() and len(said_pid) < 10 else 0
     return pid if pid > 0 else None
+
+
+def _lease_runs(connection: Any, member: bytes) -> bool:
+    """Whether a lease has not ended, by the server's clock: it lets the execution's key expire with it.
+
+    The score in the registry is by the clock of whoever wrote it. One Mac with a wrong clock would take everybody's
+    jobs away, or have its own taken.
+    """
+    return bool(connection.exists(b"rq:execution:" + member))
 
 
 def _worker_is_gone(connection: Any, job_id: str, worker_key: Callable[[str], str]) -> bool:

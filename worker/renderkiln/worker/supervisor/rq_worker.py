@@ -147,6 +147,8 @@ class RenderWorker(GuardedWorker):
 
     def heartbeat(self, timeout: int | None = None, pipeline: Any = None) -> None:
         super().heartbeat(timeout, pipeline)
+        if not self.connection.hexists(self.key, "birth"):  # Redis was emptied
+            self.register_birth()
         self.announce()
 
     def announce(self) -> None:

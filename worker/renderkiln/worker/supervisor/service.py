@@ -51,6 +51,7 @@ from .child import Renderer
 from .delivery import Places
 from .forms import Forms
 from .gate import Gate
+from .handover import left_by_others
 from .health import Health
 from .memory.keeper import MemoryKeeper, View
 from .memory.leaks import Holding, LeakWatch
@@ -196,6 +197,7 @@ class _Service:
             pause=self._pause,
             urge=lambda: self._redelivery.wake(),
             inputs=self._inputs,
+            left_by_others=partial(left_by_others, self._redis),
             form_of=self._forms.of,
             give_up_form=self._forms.give_up,
             memory_of=self._memory.order,

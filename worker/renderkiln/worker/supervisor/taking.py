@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import re
-import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -19,7 +18,7 @@ from rq.job import Job as RqJob
 from rq.job import JobStatus as RqStatus
 from rq.serializers import JSONSerializer
 
-from renderkiln.home.reading import is_wrong_type, members_of_list, read_hashes, read_strings
+from renderkiln.home.reading import is_wrong_type, members_of_list, read_hashes
 from renderkiln.home.replies import ReplyTooLargeError
 from renderkiln.schema.errors import InvalidSpecError
 from renderkiln.schema.jobs import Failure
@@ -30,6 +29,9 @@ from .endings import refuse
 from .refusals import Refusals
 
 log = logging.getLogger("renderkiln.supervisor")
+
+#: Seconds for which it is remembered when a job was first seen between the two steps.
+_SEEN = 3600
 
 
 #: The fields of a job that are read, and how long each may be. Besides ours, those that RQ writes again at a job's end.
@@ -185,7 +187,7 @@ def rescue_intermediate(connection: Any, queue: Queue, patience: float, refusals
             refusals.job(repr(raw[:80]), queue.name, "that is no id of a job")
             continue
         seen = queue.intermediate_queue.get_first_seen_key(job_id)
-        if _is_seen_since(connection, seen) < patience:
+        if _seen_for(connection, seen) < patience:
             continue
         with connection.pipeline() as pipe:
             pipe.watch(queue.intermediate_queue_key, RqJob.key_for(job_id))
@@ -205,17 +207,15 @@ def rescue_intermediate(connection: Any, queue: Queue, patience: float, refusals
     return count
 
 
-def _is_seen_since(connection: Any, key: str) -> float:
-    """Seconds since an id was first seen; -1 where that is now, or what stands there is no time."""
-    now = time.time()
-    if connection.set(key, now, nx=True, ex=3600):
+def _seen_for(connection: Any, key: str) -> float:
+    """Seconds since a job was first seen between the two steps; -1 where that is now.
+
+    By the server's clock, which lets the key expire: whoever saw the job first may have a wrong one.
+    """
+    if connection.set(key, "seen", nx=True, ex=_SEEN):
         return -1.0
-    (first_seen,) = read_strings(connection, [key], 100)
-    try:
-        since = now - float(first_seen or b"")
-    except ValueError:
-        since = -1.0
-    if not 0 <= since <= 3600:  # by somebody else's clock, or nobody's
-        connection.set(key, now, ex=3600)
+    left: int = connection.pttl(key)
+    if not 0 <= left <= _SEEN * 1000:  # gone just now, or somebody else's
+        connection.set(key, "seen", ex=_SEEN)
         return -1.0
-    return since
+    return _SEEN - left / 1000
