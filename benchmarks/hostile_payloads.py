@@ -99,7 +99,13 @@ def siege_supervisor(count: int, seed: int, root: Path, *, huge: bool = True) ->
     account.seconds = time.monotonic() - began
     account.report = json.loads(report.read_text()) if report.is_file() else {}
     done = Counter(report.with_suffix(".done").read_text().split())
-    account.good, account.good_done = len(good), sum(done[job_id] == 1 for job_id in good)
+    account.good = len(good)
+    for job_id in good:
+        status = gardener.connection.hget(f"rq:job:{job_id}", "status")
+        if done[job_id] == 1 and status == b"finished":
+            account.good_done += 1
+        else:
+            account.wrong.append(f"good job {job_id} was run {done[job_id]} times and is {status}")
     for planted in gardener.planted:
         fate = _fate(gardener, planted.raw, done)
         if planted.may == {"counted"}:
@@ -166,7 +172,7 @@ def show(account: Account) -> None:
     total = sum(account.fates.values(), Counter())
     print(f"| **all** | {total['refused']:,} | {total['run']:,} | {total['dropped']:,} |")
     print(f"\nexecuted: {len(account.executed)}; crashes: {account.crashes}; not accounted for: {len(account.wrong)}")
-    print(f"good jobs done once: {account.good_done:,} of {account.good:,}; {account.seconds:.1f} s")
+    print(f"good jobs run once and finished: {account.good_done:,} of {account.good:,}; {account.seconds:.1f} s")
     print(f"the worker's own account: {account.report}")
     print("disruptions: " + ", ".join(f"{name} ({count})" for name, count in sorted(account.disruptions.items())))
     for line in account.wrong[:20]:

@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 import redis
 from PIL import Image
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from renderkiln.home.connect import connect
 from renderkiln.home.reading import read_strings
@@ -226,5 +228,8 @@ def test_each_writes_its_own_keys_alone(client: Client, user: str, command: str)
 
 
 def test_nobody_comes_in_without_a_name(socket: Path) -> None:
-    with redis.Redis(unix_socket_path=str(socket)) as nobody, pytest.raises(redis.AuthenticationError):
+    with (
+        redis.Redis(unix_socket_path=str(socket), retry=Retry(NoBackoff(), 0)) as nobody,
+        pytest.raises(redis.AuthenticationError),
+    ):
         nobody.ping()

@@ -26,14 +26,21 @@ from renderkiln.producer.fleet import live_workers
 from renderkiln.producer.live import Watcher
 from renderkiln.producer.overview import recent_batches
 from renderkiln.schema import JobStatus, names
-from renderkiln.schema.limits import MAX_PAYLOAD, MAX_REPLY
+from renderkiln.schema.limits import MAX_PAYLOAD
 from renderkiln.worker.supervisor.refusals import Refusals
 from renderkiln.worker.supervisor.taking import read_job, take
 
 from .conftest import Loop
 
 TINY = names.queue("normal", "tiny")
-BIG = MAX_REPLY + (1 << 20)
+#: What no reply may hold here, where replies may have a MiB.
+BIG = 2 << 20
+
+
+@pytest.fixture(autouse=True)
+def small_replies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bound that is cheap to go beyond."""
+    monkeypatch.setattr("renderkiln.home.replies.MAX_REPLY", 1 << 20)
 
 
 @pytest.fixture
@@ -65,7 +72,7 @@ def test_a_reply_over_the_limit_is_not_read_to_its_end(server: EmbeddedServer, p
         assert client.ping() is True
     with client.pipeline() as pipe:
         for _ in range(5):
-            pipe.getrange("big", 0, MAX_REPLY // 4)
+            pipe.getrange("big", 0, BIG // 8)
         with pytest.raises(ReplyTooLargeError):
             pipe.execute()
     assert client.get("small") is None
@@ -158,8 +165,12 @@ def test_a_key_that_changes_its_type_under_way_loses_no_job(
     loop = make_loop(queue.connection)
     job = queue.submit(prompt="a", model="tiny")
 
+    own = loop.worker.queues[0]
+    keys = [names.EVENTS, own.finished_job_registry.key, f"rq:executions:{job.id}", loop.worker.key]
+    keys += [own.started_job_registry.key] if when == "claim" else []
+
     def break_all() -> None:
-        for key in (names.EVENTS, loop.worker.queues[0].finished_job_registry.key, f"rq:executions:{job.id}"):
+        for key in keys:
             queue.connection.delete(key)
             queue.connection.set(key, "hostile")
 
@@ -249,7 +260,8 @@ def test_the_log_says_each_refusal_and_the_count(
     assert "(2 so far)" in caplog.text
 
 
-def test_clients_read_what_others_wrote(queue: RenderQueue) -> None:
+def test_clients_read_what_others_wrote(queue: RenderQueue, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Watcher, "RECHECK", 0.1)
     connection: Any = queue.connection
     batch = queue.submit_many([{"prompt": "a", "model": "tiny"}, {"prompt": "b", "model": "tiny"}])
     watcher = Watcher(connection, batch.id, 2, 2)

@@ -100,6 +100,13 @@ class GuardedWorker(SimpleWorker):  # type: ignore[misc]  # RQ is untyped to us
             self.connection, {**self.types_by_key(), **(more or {})}
         )
 
+    def check_for_suspension(self, burst: bool) -> None:
+        try:
+            super().check_for_suspension(burst)
+        except redis.RedisError as error:
+            if not self.mend(error):
+                raise
+
     # Commands.
 
     def kill_horse(self, sig: signal.Signals = signal.SIGTERM) -> None:

@@ -301,7 +301,7 @@ class RenderWorker(GuardedWorker):
             before = self.execution
             if before is not None and self._holds(rq_job, before):  # done, and only the answer was lost
                 claimed.append(before)
-            elif claim(self.connection, rq_job, queue, add):
+            elif claim(self.connection, rq_job, queue, add, halfway=self.name if before else ""):
                 claimed.append(self.execution)
 
         self.execution = None

@@ -137,18 +137,23 @@ def next_fence(connection: Any, before: int) -> int:
     return max(before + 1, seconds * 1_000_000 + microseconds)
 
 
-def claim(connection: Any, rq_job: RqJob, queue: Queue, add: Callable[[Any], None]) -> bool:
+def claim(connection: Any, rq_job: RqJob, queue: Queue, add: Callable[[Any], None], halfway: str = "") -> bool:
     """Makes a job that was taken this worker's; False where it no longer waits, and so is nobody's to start.
 
     Args:
         add: adds to the MULTI what makes the job started.
+        halfway: name of a worker that tried before: what it has started and not registered, as a key of the wrong type
+            was in the way, counts as waiting. A MULTI does the rest where one of its commands fails.
 
     Raises:
         redis.WatchError: the job changed just now; claim again.
     """
     with connection.pipeline() as pipe:
         pipe.watch(rq_job.key)
-        waits = _waits_in(pipe, rq_job.key, queue)
+        waits = _waits_in(pipe, rq_job.key, queue) or (
+            halfway != ""
+            and pipe.hmget(rq_job.key, "status", "worker_name") == [RqStatus.STARTED.value.encode(), halfway.encode()]
+        )
         pipe.multi()
         if waits:
             add(pipe)
