@@ -28,7 +28,8 @@ from renderkiln.worker.renderer import loop
 
 from .control import Control
 
-SIDE = 64
+#: Large enough that one picture fills the pipe, as real ones do: a renderer that nobody reads must not run ahead.
+SIDE = 256
 #: Environment of a worker and of its renderer.
 FOLDER, LIFE, STEP, HAND = "CHAOS_FOLDER", "CHAOS_LIFE", "CHAOS_STEP", "CHAOS_HAND"
 
@@ -82,7 +83,8 @@ class FakeEngine:
 
 
 def _pixels(spec: RenderSpec, hand: str) -> bytes:
-    return hashlib.shake_256(f"{hand}{spec.digest}".encode()).digest(SIDE * SIDE * 3)
+    row = hashlib.shake_256(f"{hand}{spec.digest}".encode()).digest(SIDE * 3)
+    return row * SIDE
 
 
 def _dying_in_mid_message(

@@ -15,6 +15,7 @@ from renderkiln.schema.errors import ServerUnavailableError
 from renderkiln.schema.jobs import Job, JobOptions, make_job
 from renderkiln.schema.spec import RenderSpec
 
+from .engine import SIDE
 from .fleet import MODEL, Fleet
 from .watch import Watch
 
@@ -46,8 +47,8 @@ class Work:
                     prompt=f"{self._seed}: drawing {number} of {batch}",
                     seed=self._chance.randrange(1 << 31),
                     num_inference_steps=self._chance.randint(4, 8),
-                    width=64,
-                    height=64,
+                    width=SIDE,
+                    height=SIDE,
                 )
                 images = self._chance.choice([1, 1, 2, 2, 3, 4])
                 # Killed renderers are failures, and this is not about those.

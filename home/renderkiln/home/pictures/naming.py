@@ -11,7 +11,7 @@ import re
 import unicodedata
 
 from renderkiln.schema.errors import BadInputError
-from renderkiln.schema.jobs import ImageFormat
+from renderkiln.schema.jobs import ImageFormat, Job
 
 MAX_SLUG = 60
 UNTITLED = "untitled"
@@ -66,3 +66,10 @@ def batch_folder(batch_id: str) -> str:
         return batch_id
     # The hash keeps `a.` apart from `a`; a plain suffix might be another batch's id.
     return f"{batch_id.rstrip('.').replace('.', '-')}-{hashlib.sha256(batch_id.encode()).hexdigest()[:8]}"
+
+
+def picture_name(job: Job, k: int) -> str:
+    """Where image `k` of a job lies within a store. Raises BadInputError where the job's batch is none."""
+    spec = job.image_spec(k)
+    name = file_name(job.index + k, spec.seed, spec.digest, spec.prompt, job.image_format)
+    return f"{batch_folder(job.batch)}/{name}"

@@ -20,7 +20,7 @@ from queue import Empty, SimpleQueue
 
 from renderkiln.home.pictures.encode import encode
 from renderkiln.home.pictures.metadata import PictureMetadata
-from renderkiln.home.pictures.naming import batch_folder, file_name
+from renderkiln.home.pictures.naming import picture_name
 from renderkiln.home.store import Store
 from renderkiln.schema.errors import StoreError
 from renderkiln.schema.jobs import ImageResult, Job
@@ -136,7 +136,7 @@ class Delivery:
         digest, index = spec.digest, job.index + picture.k
         metadata = PictureMetadata(spec=spec, digest=digest)
         data = encode(picture.rgb, picture.width, picture.height, job.image_format, metadata)
-        name = f"{batch_folder(job.batch)}/{file_name(index, picture.seed, digest, spec.prompt, job.image_format)}"
+        name = picture_name(job, picture.k)
         image = ImageResult(
             k=picture.k,
             index=index,

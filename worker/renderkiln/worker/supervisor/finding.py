@@ -19,7 +19,7 @@ def find_pictures(
     ledger: Ledger,
     spool: Spool,
     images: dict[int, ImageResult],
-    left_by_others: Callable[[Job, Sequence[int]], Iterable[ImageResult]],
+    left_by_others: Callable[[Job, Store, Sequence[int]], Iterable[ImageResult]],
 ) -> set[int]:
     """Takes over what was recorded and is still there: of this job, here or elsewhere, or of one with the same pixels.
 
@@ -41,8 +41,8 @@ def find_pictures(
     missing = {k for k in range(job.num_images) if k not in images}
     waiting = {kept.k for kept in spooled if kept.job_id == job.id} & missing
     missing -= waiting
-    for image in left_by_others(job, sorted(missing)):
-        # Byte for byte: this is the word of whoever can write to Redis.
+    for image in left_by_others(job, store, sorted(missing)):
+        # Byte for byte: this may be the word of whoever can write to Redis.
         if _is_there(store, image, sha256=image.sha256):
             ledger.image_recorded(job.id, image, None)
             images[image.k] = image

@@ -1,19 +1,25 @@
-"""What one worker leaves of an unfinished job for the next: which pictures of it are recorded already.
+"""What one worker leaves of an unfinished job for the next: pictures that lie in the store already.
 
 Each Mac has a ledger of its own. When a worker dies, or gives a job back, whoever takes it next may be another Mac,
 which would render again what lies in the store that both write to. So each recorded picture is noted in Redis, too,
-until its job is finished. A note may be lost: then the picture is rendered again.
+until its job is finished; and of a job that somebody had begun, the store is asked for what comes next: a worker may
+have died between a file and its row, or before its note. What is not found is rendered again.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import redis
 from pydantic import ValidationError
 
+from renderkiln.home.pictures.naming import picture_name
+from renderkiln.home.pictures.read import read_metadata
+from renderkiln.home.store import Store
 from renderkiln.schema import names
+from renderkiln.schema.errors import ImageInputError
 from renderkiln.schema.jobs import ImageResult, Job
 
 #: Bytes of a note that are looked at; one of the longest addresses stays far below.
@@ -28,11 +34,33 @@ def leave(pipe: Any, job: Job, image: ImageResult) -> None:
     pipe.expire(names.images(job.id), names.RESULT_TTL)
 
 
-def left_by_others(connection: Any, job: Job, missing: Sequence[int]) -> Iterator[ImageResult]:
-    """What is noted of these images of a job; nothing where Redis is away, or what it has is not a note of this job.
+def left_by_others(
+    connection: Any, resumes: bool, job: Job, store: Store, missing: Sequence[int]
+) -> Iterator[ImageResult]:
+    """What is left of these images of a job; nothing is noted where Redis is away, or has what is no note of the job.
 
-    Whether the files are there is not looked at.
+    Args:
+        resumes: whether somebody had begun the job before.
+        missing: numbers of images, in order.
+
+    Raises:
+        StoreError: it cannot be seen what lies in the store.
     """
+    left = set(missing)
+    for image in _noted(connection, job, missing):
+        left.discard(image.k)
+        yield image
+    if not resumes or job.again:  # an earlier job of the same pictures may have left files of the same names
+        return
+    for k in sorted(left):
+        image_there = _unrecorded(job, store, k)
+        if image_there is None:  # pictures are made in order
+            return
+        yield image_there
+
+
+def _noted(connection: Any, job: Job, missing: Sequence[int]) -> Iterator[ImageResult]:
+    """What the notes say. Whether the files are there is not looked at."""
     for start in range(0, len(missing), _CHUNK):
         asked = missing[start : start + _CHUNK]
         try:
@@ -49,3 +77,30 @@ def left_by_others(connection: Any, job: Job, missing: Sequence[int]) -> Iterato
             spec = job.image_spec(k)
             if (image.k, image.digest, image.seed) == (k, spec.digest, spec.seed):
                 yield image.model_copy(update={"index": job.index + k})
+
+
+def _unrecorded(job: Job, store: Store, k: int) -> ImageResult | None:
+    """A picture that lies where it belongs, and says of itself that it is this one."""
+    spec, name = job.image_spec(k), picture_name(job, k)
+    url = store.url_of(name)
+    if not store.exists(url):
+        return None
+    data = store.read(url)
+    try:
+        shown = read_metadata(data, name)
+    except ImageInputError:
+        return None
+    if shown.metadata is None or shown.metadata.digest != spec.digest:
+        return None
+    return ImageResult(
+        k=k,
+        index=job.index + k,
+        seed=spec.seed,
+        digest=spec.digest,
+        url=url,
+        sha256=hashlib.sha256(data).hexdigest(),
+        size_bytes=len(data),
+        width=shown.width,
+        height=shown.height,
+        seconds=0.0,  # its maker did not come to say
+    )

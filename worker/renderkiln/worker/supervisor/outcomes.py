@@ -33,6 +33,8 @@ class Current:
     execution: Execution
     #: See `names.FENCE`.
     fence: int
+    #: Whether somebody had begun the job before.
+    resumes: bool = False
 
 
 @dataclass

@@ -275,7 +275,7 @@ class RenderWorker(GuardedWorker):
         """Starts a job that was taken; None where it is somebody else's by now, or Redis is away and we must stop."""
         number = counter(rq_job, "attempts") + 1
         rq_job.meta["attempts"] = number
-        fence = counter(rq_job, names.FENCE)
+        fence, resumes = counter(rq_job, names.FENCE), rq_job.started_at is not None
         claimed: list[Execution] = []
 
         def add(pipe: Any) -> None:
@@ -309,7 +309,7 @@ class RenderWorker(GuardedWorker):
         if not claimed:
             return None
         self._next_heartbeat = time.monotonic() + self._lease / 3
-        return Current(rq_job, job, number, claimed[0], rq_job.meta[names.FENCE])
+        return Current(rq_job, job, number, claimed[0], rq_job.meta[names.FENCE], resumes)
 
     def _holds(self, rq_job: RqJob, execution: Execution) -> bool:
         """Whether a job is in the hands of this execution, which means: nobody has rescued it."""

@@ -127,6 +127,8 @@ class _Service:
         self._ledger = Ledger(self._folder.ledger)
         self._name = options.name or f"{socket.gethostname().split('.')[0]}-{os.getpid()}"
         self._started_at = time.time()
+        #: Of the attempt at hand: whether somebody had begun its job before.
+        self._resumes = False
         self._device: str = settings.device
         self._signals = Signals()
         self._refusals = Refusals()
@@ -197,7 +199,7 @@ class _Service:
             pause=self._pause,
             urge=lambda: self._redelivery.wake(),
             inputs=self._inputs,
-            left_by_others=partial(left_by_others, self._redis),
+            left_by_others=lambda *asked: left_by_others(self._redis, self._resumes, *asked),
             form_of=self._forms.of,
             give_up_form=self._forms.give_up,
             memory_of=self._memory.order,
@@ -317,6 +319,7 @@ class _Service:
             self._name,
             current.fence,
         )
+        self._resumes = current.resumes
         self._keeper.take_peak()
         self._log.begin()
         outcome = run_attempt(current.job, current.execution.id, self._around, begin)
