@@ -14,6 +14,7 @@ import redis
 
 from renderkiln.home.replies import bounded
 from renderkiln.schema import names
+from renderkiln.worker.supervisor.health import Health
 from renderkiln.worker.supervisor.outcomes import Outcome
 from renderkiln.worker.supervisor.refusals import Refusals
 from renderkiln.worker.supervisor.rq_worker import Current, RenderWorker
@@ -39,6 +40,7 @@ def main() -> None:
         on_ended=lambda current, outcome, status: None,
         signals=signals,
         announce=lambda state: None,
+        health=Health(300.0),
         lease=4.0,
         refusals=refusals,
     )

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from renderkiln.schema import names
+from renderkiln.worker.supervisor.health import Health
 from renderkiln.worker.supervisor.outcomes import Outcome
 from renderkiln.worker.supervisor.refusals import Refusals
 from renderkiln.worker.supervisor.rq_worker import Current, RenderWorker
@@ -30,6 +31,7 @@ class Loop:
             on_ended=lambda current, outcome, status: None,
             signals=self.signals,
             announce=lambda state: None,
+            health=Health(300.0),
             lease=30.0,
             refusals=self.refusals,
         )

@@ -18,18 +18,24 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from renderkiln.home.connect import connect
+from renderkiln.home.folder import DataFolder
+from renderkiln.home.ledger import Ledger
 from renderkiln.home.reading import read_strings
 from renderkiln.home.server import server_binary
 from renderkiln.home.settings import Settings
+from renderkiln.home.workers import live_workers
 from renderkiln.producer import RenderQueue
-from renderkiln.producer.fleet import live_workers
+from renderkiln.producer.failures import failed_jobs
+from renderkiln.producer.hub.service import Hub
 from renderkiln.producer.live import Watcher
 from renderkiln.producer.overview import recent_batches
 from renderkiln.schema import JobStatus, names
+from renderkiln.schema.jobs import Failure
 from renderkiln.schema.workers import WorkerInfo
 from renderkiln.worker.supervisor.ahead import peek
 from renderkiln.worker.supervisor.announcing import announce, withdraw
 from renderkiln.worker.supervisor.outcomes import Beat, Outcome
+from renderkiln.worker.supervisor.publisher import Outbox
 from renderkiln.worker.supervisor.rescue import rescue
 from renderkiln.worker.supervisor.rq_worker import Current
 from renderkiln.worker.supervisor.taking import take
@@ -157,13 +163,52 @@ def test_a_producer_and_a_worker_do_all_their_work_under_their_lines(
     loop.run()
     assert {queue.status(first), queue.status(second)} == {JobStatus.FINISHED}
     assert (loop.refusals.counts.jobs, loop.refusals.counts.keys) == (1, 1)
+    # One that failed and waits for its next try, which is then asked for with more urgency, and canceled.
+    loop.does = lambda current: Outcome(failure=Failure(kind="renderer_died", message="it died"))
+    later = queue.submit(prompt="five", model="tiny", seed=5)
+    loop.worker._found_empty = False
+    taken = take(connection, loop.worker.queues)
+    assert taken is not None
+    loop.worker.execute_job(*taken)
+    assert queue.status(later) is JobStatus.QUEUED
+    assert queue.submit(prompt="five", model="tiny", seed=5, priority="high").outcome == "joined"
+    loop.worker._postponed.bring_back(loop.worker.queues)
+    assert queue.cancel_all() >= 1
+    assert failed_jobs(queue.connection) is not None
     connection.publish(names.PROGRESS, "{}")
     withdraw(connection, "loop")
     assert Beat.GOING_ON in beats
     assert denials(client) == []
 
 
-@pytest.mark.parametrize("user", ["producer", "worker"])
+def test_a_hub_does_all_its_work_under_its_line(client: Client, queue: RenderQueue, tmp_path: Path) -> None:
+    client("admin").acl_log_reset()
+    picture = tmp_path / "start.png"
+    Image.new("RGB", (64, 64), "red").save(picture)
+    one = queue.submit(prompt="one", model="tiny", init_image=picture)
+    hub = Hub(client("hub"), DataFolder(tmp_path / "hub"))
+    ledger = Ledger(tmp_path / "ledger.db")
+    try:
+        hub.step(block=0)
+        ledger.worker_started("mini-1", "mini", 7, {})
+        assert Outbox(client("worker"), ledger).send() == 1
+        for _ in range(3):
+            hub.step(block=0)
+        client("admin").flushall()
+        for _ in range(3):
+            hub.step(block=0)
+        assert queue.status(one.id) is JobStatus.QUEUED
+        client("admin").delete("rq:queue:renderkiln:normal:tiny")
+        hub.repair()
+        assert queue.connection.lrange("rq:queue:renderkiln:normal:tiny", 0, -1) == [one.id.encode()]
+        assert hub.counts.shipments == 1
+    finally:
+        ledger.close()
+        hub.close()
+    assert denials(client) == []
+
+
+@pytest.mark.parametrize("user", ["producer", "worker", "hub"])
 @pytest.mark.parametrize(
     "command",
     [

@@ -21,8 +21,8 @@ from tests.fakes import FakeWorker, announce_worker
 from renderkiln.home.reading import members_of_list, members_of_sorted_set, read_hashes, read_strings
 from renderkiln.home.replies import ReplyTooLargeError
 from renderkiln.home.server import EmbeddedServer
+from renderkiln.home.workers import live_workers
 from renderkiln.producer import RenderQueue
-from renderkiln.producer.fleet import live_workers
 from renderkiln.producer.live import Watcher
 from renderkiln.producer.overview import recent_batches
 from renderkiln.schema import JobStatus, names
@@ -201,6 +201,7 @@ def test_upkeep_goes_on_over_garbage(connection: Any, make_loop: Callable[..., L
     connection.rpush(own.intermediate_queue_key, b"\xff", b"a:b", b"c" * 32)
     connection.set(own.intermediate_queue.get_first_seen_key("c" * 32), "yesterday")
     queue_job(connection, "b" * 32, status="started", worker_name="ghost")
+    connection.hset(f"rq:execution:{'b' * 32}", "x", "a lease that runs")
     connection.delete(own.key)
     for pid in ("x", "9" * 30, "-1", "0"):
         connection.hset("rq:worker:ghost", mapping={"hostname": loop.worker.hostname, "pid": pid})

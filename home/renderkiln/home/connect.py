@@ -16,7 +16,7 @@ from redis.retry import Retry
 from renderkiln.schema.errors import ServerUnavailableError, SettingsError
 
 from .folder import DataFolder
-from .replies import bounded
+from .replies import ReplyTooLargeError, bounded
 from .server import SOCKET_TIMEOUT, EmbeddedServer
 from .settings import Settings, mask_url
 
@@ -51,6 +51,8 @@ class _Strict(AbstractConnection):
     def _understanding(self) -> Iterator[None]:
         try:
             yield
+        except ReplyTooLargeError:
+            raise  # it is an answer, and the next one may be as large
         except (redis.InvalidResponse, AttributeError, IndexError, TypeError, ValueError) as error:
             self.disconnect()  # type: ignore[no-untyped-call]
             raise redis.ConnectionError(f"what came is not an answer of Redis ({error})") from error
