@@ -19,8 +19,8 @@ from renderkiln.home.connect import connect
 from renderkiln.home.reading import read_strings
 from renderkiln.home.server import server_binary
 from renderkiln.home.settings import Settings
+from renderkiln.home.workers import live_workers
 from renderkiln.producer import RenderQueue
-from renderkiln.producer.fleet import live_workers
 from renderkiln.producer.live import Watcher
 from renderkiln.producer.overview import recent_batches
 from renderkiln.schema import JobStatus, names

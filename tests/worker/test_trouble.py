@@ -16,7 +16,7 @@ import pytest
 from tests.disks import small_disk
 from tests.engine import models
 
-from renderkiln.producer.fleet import live_workers
+from renderkiln.home.workers import live_workers
 from renderkiln.schema import names
 from renderkiln.schema.errors import RendererDiedError
 from renderkiln.schema.events import Progress, parse_event
