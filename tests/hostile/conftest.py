@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from renderkiln.schema import names
+from renderkiln.worker.supervisor.health import Health
 from renderkiln.worker.supervisor.outcomes import Outcome
 from renderkiln.worker.supervisor.refusals import Refusals
 from renderkiln.worker.supervisor.rq_worker import Current, RenderWorker
@@ -32,6 +33,7 @@ class Loop:
             announce=lambda state: None,
             lease=30.0,
             refusals=self.refusals,
+            health=Health(pause=300.0),
         )
 
     def _attempt(self, current: Current) -> Outcome:

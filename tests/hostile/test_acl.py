@@ -155,6 +155,8 @@ def test_a_producer_and_a_worker_do_all_their_work_under_their_lines(
     loop.run()
     assert {queue.status(first), queue.status(second)} == {JobStatus.FINISHED}
     assert (loop.refusals.counts.jobs, loop.refusals.counts.keys) == (1, 1)
+    queue.submit(prompt="five", model="tiny")
+    assert queue.cancel_all() == 2, "that, and the one of low priority"
     connection.publish(names.PROGRESS, "{}")
     withdraw(connection, "loop")
     assert Beat.GOING_ON in beats
