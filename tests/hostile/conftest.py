@@ -34,6 +34,7 @@ class Loop:
             health=Health(300.0),
             lease=30.0,
             refusals=self.refusals,
+            health=Health(pause=300.0),
         )
 
     def _attempt(self, current: Current) -> Outcome:

@@ -124,3 +124,16 @@ def test_a_retried_job_of_two_batches_is_heard_of_in_both(queue: RenderQueue, wo
     for batch in (first, second):
         assert [result.status for result in queue.as_completed(batch)] == [JobStatus.FINISHED]
     assert len(job_keys(queue.connection)) == 1
+
+
+def test_everything_is_canceled_and_what_waits_for_its_time_too(queue: RenderQueue, worker: FakeWorker) -> None:
+    waiting, postponed = queue.submit(prompt="a cat", seed=1), queue.submit(prompt="a dog", seed=1)
+    name = names.queue("normal", queue.settings.model)
+    queue.connection.lrem(f"rq:queue:{name}", 1, postponed.id)
+    queue.connection.hset(f"rq:job:{postponed.id}", "status", "scheduled")
+    queue.connection.zadd(f"rq:scheduled:{name}", {postponed.id: 4e9})
+    queue.connection.lpush("rq:queue:somebody-elses", "other")
+    queue.connection.sadd("rq:queues", "rq:queue:somebody-elses")
+    assert queue.cancel_all() == 2
+    assert [queue.status(job) for job in (waiting, postponed)] == [JobStatus.CANCELED] * 2
+    assert queue.cancel_all() == 0

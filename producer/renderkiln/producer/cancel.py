@@ -92,8 +92,8 @@ def _ending(connection: redis.Redis, states: Mapping[str, JobState]) -> list[str
     running = [job_id for job_id, state in states.items() if state.status is JobStatus.STARTED]
     with connection.pipeline(transaction=False) as pipe:
         for job_id in running:
-            pipe.hexists(RqJob.key_for(job_id), names.ENDING_FIELD)
-        return [job_id for job_id, is_ending in zip(running, pipe.execute(), strict=True) if is_ending]
+            pipe.hmget(RqJob.key_for(job_id), names.ENDING_FIELD)
+        return [job_id for job_id, (mark,) in zip(running, pipe.execute(), strict=True) if mark is not None]
 
 
 def _tell_workers(connection: redis.Redis, job_ids: Sequence[str]) -> None:

@@ -99,8 +99,7 @@ class Gate:
         return self._disks.shortage("the store", folder, estimate(job, self._largest.get(job.spec.model, 0)))
 
     def _is_first(self, job: Job, waits_in: str) -> bool:
-        first: bytes | None = self._redis.lindex(waits_in, 0)
-        return first is not None and first.decode(errors="replace") == job.id
+        return bool(self._redis.lrange(waits_in, 0, 0) == [job.id.encode()])
 
     def _has_ledger(self) -> bool:
         found: LedgerError | None = None
