@@ -19,8 +19,8 @@ def test_hostile_jobs_before_a_supervisor(tmp_path: Path) -> None:
 
 
 def test_hostile_lists_before_the_readers(tmp_path: Path) -> None:
-    readers = siege(250, 3, tmp_path, huge=False)
+    readers = siege(150, 3, tmp_path, huge=False)
     assert readers.executed == []
     assert readers.crashes == 0
     assert readers.wrong == []
-    assert sum(sum(fates.values()) for fates in readers.fates.values()) == 250
+    assert sum(sum(fates.values()) for fates in readers.fates.values()) == 150
