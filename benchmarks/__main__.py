@@ -22,6 +22,7 @@ NAMES = (
     "text_encoder_loads",
     "memory_over_time",
     "memory_sdxl",
+    "hostile_payloads",
 )
 #: Run only when they are named: these need a system that lets them limit memory.
 MORE = ("memory_pressure",)

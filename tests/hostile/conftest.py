@@ -10,9 +10,9 @@ import pytest
 
 from renderkiln.schema import names
 from renderkiln.worker.supervisor.health import Health
-from renderkiln.worker.supervisor.outcomes import Outcome
+from renderkiln.worker.supervisor.outcomes import Current, Outcome
 from renderkiln.worker.supervisor.refusals import Refusals
-from renderkiln.worker.supervisor.rq_worker import Current, RenderWorker
+from renderkiln.worker.supervisor.rq_worker import RenderWorker
 from renderkiln.worker.supervisor.signals import Signals
 
 
@@ -34,7 +34,6 @@ class Loop:
             health=Health(300.0),
             lease=30.0,
             refusals=self.refusals,
-            health=Health(pause=300.0),
         )
 
     def _attempt(self, current: Current) -> Outcome:

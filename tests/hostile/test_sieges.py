@@ -19,7 +19,7 @@ def test_hostile_jobs_before_a_supervisor(tmp_path: Path) -> None:
 
 
 def test_hostile_lists_before_the_readers(tmp_path: Path) -> None:
-    readers = siege(250, 3, tmp_path)
+    readers = siege(250, 3, tmp_path, huge=False)
     assert readers.executed == []
     assert readers.crashes == 0
     assert readers.wrong == []

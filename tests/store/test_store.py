@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from renderkiln.home.store import Store
+from renderkiln.home.store import Store, named_store
 from renderkiln.home.store.remote import without_password
 from renderkiln.home.store.trouble import explained
 from renderkiln.schema.errors import StoreError
@@ -282,3 +282,16 @@ def test_a_folder_needs_no_fsspec() -> None:
     code = f"import sys, renderkiln.home.store as store; store.Store('x'); {loaded}"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ran.stdout.split() == ["False", "False"]
+
+
+@pytest.mark.parametrize(
+    "place", ["reference::http://host/x.json", "github://a:b@main/x", "simplecache::s3://b/x", "git://x"]
+)
+def test_a_store_of_an_odd_kind_is_taken_from_ones_own_settings_alone(place: str) -> None:
+    with pytest.raises(StoreError, match="a job may not name"):
+        named_store(place)
+
+
+def test_a_store_of_a_usual_kind_may_be_named_by_a_job(tmp_path: Path) -> None:
+    assert named_store(str(tmp_path)).folder == tmp_path
+    assert named_store("memory://pictures").url == "memory://pictures"

@@ -41,6 +41,18 @@ def two(make_bench: MakeBench) -> tuple[Bench, Bench]:
     return a, b
 
 
+def test_what_is_held_up_is_left_to_the_worker_whose_spool_has_its_pictures(two: tuple[Bench, Bench]) -> None:
+    a, b = two
+    job = a.house.submit()
+    a.does = lambda current: Outcome(failure=Failure(kind="store", message="no route to host"), held_up=True)
+    assert a.look()
+    assert not b.look()
+    a.does = lambda current: Outcome()
+    a.let_waits_end()
+    assert a.look()
+    assert a.house.queue.status(job) is JobStatus.FINISHED
+
+
 # Waiting.
 
 
@@ -85,9 +97,7 @@ def test_two_workers_that_look_at_once_bring_a_job_back_once(two: tuple[Bench, B
     assert a.look()
     a.let_waits_end()
     found = [Postponed(each.connection, each.name) for each in two]
-    script = postponing._BRING_BACK
-    keys = (a.queue.scheduled_job_registry.key, RqJob.key_for(job.id), a.queue.key)
-    assert [each.connection.eval(script, 3, *keys, job.id) for each in two] == [1, 0]
+    assert [each._bring(job.id.encode(), a.queue) for each in found] == [True, False]
     assert [each.bring_back([a.queue]) for each in found] == [0, 0]
     assert a.connection.lrange(a.queue.key, 0, -1) == [job.id.encode()]
 
@@ -167,7 +177,7 @@ def test_a_burst_worker_does_not_end_while_a_job_waits(bench: Bench, monkeypatch
         bench.let_waits_end()
         bench.worker._postponed._next_look = 0.0
 
-    monkeypatch.setattr(bench.worker, "_wait_for_news", sleep)
+    monkeypatch.setattr(bench.worker._listener, "wait", lambda seconds: sleep())
     taken = bench.worker.dequeue_job_and_maintain_ttl(None)
     assert taken is not None
     assert (taken[0].id, slept) == (job.id, [1])
@@ -363,7 +373,7 @@ def test_an_unwell_worker_takes_nothing_until_it_may_try_again(bench: Bench, mon
     def sleep() -> None:
         clock[0] += 1.0
 
-    monkeypatch.setattr(bench.worker, "_wait_for_news", sleep)
+    monkeypatch.setattr(bench.worker._listener, "wait", lambda seconds: sleep())
     states: list[str] = []
     monkeypatch.setattr(bench.worker, "_announce", states.append)
     taken = bench.worker.dequeue_job_and_maintain_ttl(1)
@@ -393,4 +403,4 @@ def test_an_unwell_worker_is_shown_as_such(bench: Bench, capsys: pytest.CaptureF
     announce_worker(bench.connection, "tiny", name="mini", state="unwell", reason=reason)
     assert [worker.reason for worker in live_workers(bench.connection)] == [reason]
     status(data_dir=bench.house.settings.data_dir)
-    assert f"worker mini: unwell, torch on mps, models tiny\n    {reason}\n" in capsys.readouterr().out
+    assert f"worker mini: unwell, torch on mps, models tiny\n  {reason}\n" in capsys.readouterr().out

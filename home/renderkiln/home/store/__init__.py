@@ -58,8 +58,8 @@ class Place(Protocol):
         """Removes, or only counts, files left half-written, last changed before then (seconds since 1970)."""
 
 
-#: Protocols of stores that others may name, in a job or a result. fsspec knows many more: some take their settings
-#: from a file that the URL names, and some run what stands in it.
+#: Protocols of stores that others may name, in a job or a result. fsspec knows many more: some follow URLs
+#: that stand in a file which the URL names, and render templates in it.
 _NAMED = frozenset(
     {"file", "local", "memory", "sftp", "ssh", "smb", "webdav", "ftp", "hdfs", "s3", "s3a", "gs", "gcs"}
     | {"abfs", "abfss", "az", "adl", "oci", "ocilake", "oss"}

@@ -100,6 +100,13 @@ class GuardedWorker(SimpleWorker):  # type: ignore[misc]  # RQ is untyped to us
             self.connection, {**self.types_by_key(), **(more or {})}
         )
 
+    def heartbeat(self, timeout: int | None = None, pipeline: Any = None) -> None:
+        try:
+            super().heartbeat(timeout, pipeline)
+        except redis.RedisError as error:  # the next one is soon
+            if not self.mend(error):
+                raise
+
     def check_for_suspension(self, burst: bool) -> None:
         try:
             super().check_for_suspension(burst)

@@ -8,7 +8,7 @@ import os
 import random
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -20,26 +20,18 @@ from renderkiln.home.controlnets import installed_controlnets
 from renderkiln.home.folder import DataFolder
 from renderkiln.home.ledger import Ledger
 from renderkiln.home.memory_records import MemoryRecords
-from renderkiln.home.models import find_model, installed_models
-from renderkiln.home.pictures.inputs import MAX_BYTES, check_input_bytes
-from renderkiln.home.reading import read_strings
+from renderkiln.home.models import find_model
 from renderkiln.home.settings import Settings
 from renderkiln.home.store import Store
 from renderkiln.schema import names
 from renderkiln.schema.errors import (
-    ImageInputError,
     LedgerError,
-    ModelNotFoundError,
-    ModelTooLargeError,
     RendererDiedError,
-    ServerUnavailableError,
     WorkerUnavailableError,
-    did_you_mean,
 )
-from renderkiln.schema.jobs import PRIORITIES, Job, JobStatus
+from renderkiln.schema.jobs import PRIORITIES, JobStatus
 from renderkiln.schema.workers import WorkerInfo
 from renderkiln.worker.memory.pressure import Probe
-from renderkiln.worker.models.memory import why_too_large
 from renderkiln.worker.protocol import MemoryUse, Ready, RendererConfig, WarmUp
 
 from .ahead import LookAhead
@@ -53,10 +45,12 @@ from .forms import Forms
 from .gate import Gate
 from .handover import left_by_others
 from .health import Health
+from .inputs import read_inputs
 from .memory.keeper import MemoryKeeper, View
 from .memory.leaks import Holding, LeakWatch
 from .memory.rules import MemoryRules, thresholds
 from .news import News
+from .offering import models_to_offer
 from .outcomes import Current, Outcome
 from .pausing import Pause
 from .publisher import Publisher
@@ -118,7 +112,7 @@ class _Service:
         probe = Probe()
         total = probe.read().total_bytes
         limit = int(settings.memory_budget) if settings.memory_budget else total
-        self._models = _models(self._folder, options, settings, limit)
+        self._models = models_to_offer(self._folder, options.models, options.warm, settings, limit)
         self._store = Store(settings.out)
         self._store.check()
         self._store.clean(older_than=3600)  # what a killed writer left half-written
@@ -198,7 +192,7 @@ class _Service:
             places=Places(self._spool, self._away, settings.patience),
             pause=self._pause,
             urge=lambda: self._redelivery.wake(),
-            inputs=self._inputs,
+            inputs=partial(read_inputs, self._redis),
             left_by_others=lambda *asked: left_by_others(self._redis, self._resumes, *asked),
             form_of=self._forms.of,
             give_up_form=self._forms.give_up,
@@ -377,42 +371,3 @@ class _Service:
         )
         insist_on_ending(record, self._around)
         self._publisher.wake()
-
-    def _inputs(self, job: Job) -> Mapping[str, bytes]:
-        found = {}
-        for reference in job.spec.pictures:
-            try:
-                (data,) = read_strings(self._redis, [names.blob(reference.removeprefix("sha256:"))], MAX_BYTES)
-            except redis.RedisError as error:
-                raise ServerUnavailableError(f"Redis does not give the picture {reference[:23]}…: {error}") from error
-            if data is None:
-                raise ImageInputError(
-                    f"the picture {reference[:23]}… is no longer in Redis (kept for {names.BLOB_TTL // 86400} days). "
-                    "Submit the job again with its file."
-                )
-            if check_input_bytes(data, reference[:23]).ref != reference:
-                raise ImageInputError(f"the picture in Redis is not {reference[:23]}…: somebody changed it.")
-            found[reference] = data
-        return found
-
-
-def _models(folder: DataFolder, options: WorkerOptions, settings: Settings, limit_bytes: int) -> tuple[str, ...]:
-    """The models to listen for: those that were named, or all; but none that cannot fit in memory."""
-    here = {model.name: model.path for model in installed_models(folder)}
-    for name in options.models:
-        if name not in here:
-            raise ModelNotFoundError(f"model {name!r} is not on this machine.{did_you_mean(name, here)}")
-    if not here:
-        raise ModelNotFoundError("there is no model on this machine; get one with `renderkiln models pull`.")
-    fitting, reason = [], ""
-    for name in options.models or here:
-        reason = why_too_large(name, here[name], settings, limit_bytes) or ""
-        if not reason:
-            fitting.append(name)
-        elif name in options.models or name == options.warm:
-            raise ModelTooLargeError(reason)
-        else:
-            log.warning("%s This worker does not listen for it.", reason)
-    if not fitting:
-        raise ModelTooLargeError(reason)
-    return tuple(fitting)

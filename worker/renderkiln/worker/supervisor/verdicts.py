@@ -48,6 +48,8 @@ def judge(
         return Verdict(JobStatus.CANCELED)
     if outcome.given_back or outcome.lost or outcome.held_up:
         meta["attempts"] = counter(rq_job, "attempts") - 1  # neither a shutdown nor a full disk uses up an attempt
+        if outcome.held_up:  # what it has rendered is in the spool here
+            note_kept_on(meta, name, time.time() + KEPT_FOR)
         return Verdict(JobStatus.QUEUED)
     forget_kept(meta)
     if outcome.failure is None:
