@@ -240,7 +240,9 @@ class Harm:
             time.sleep(chance.choice([0.0, chance.uniform(0.1, 2.5)]))
             self._fleet.start_server()
         elif kind == "server wiped":
-            self._work.wipe()
+            if not self._work.wipe():
+                record.wrong = "the hub did not hear of all jobs within a minute"
+            record.struck_at = time.monotonic()
             time.sleep(chance.uniform(1.0, 3.0))  # the hub brings all back, while the next may come
         elif kind == "hub kill -9":
             assert self._fleet.hub is not None

@@ -71,7 +71,8 @@ def as_text(outcome: Outcome) -> str:
         f"in two lists: {len(verdict.in_two_lists)}; half-written files "
         f"removed by cleaning: {verdict.cleaned}, left: {len(verdict.leftovers)}; renderers left: "
         f"{verdict.renderers_left}; rows whose file was replaced: {verdict.overwritten}; "
-        f"ends that Redis did not hear: {verdict.unheard}; wasted without a fault: {verdict.wasted.get('', 0.0):.1f}",
+        f"ends that Redis did not hear: {verdict.unheard}; done again after Redis was emptied: {verdict.again}; "
+        f"wasted without a fault: {verdict.wasted.get('', 0.0):.1f}",
         f"set aside and asked for again: {len(outcome.failures)}",
     ]
     said += _counted(f"{kind}: {message}" for kind, message, _ in outcome.failures)

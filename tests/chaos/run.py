@@ -113,7 +113,8 @@ class _Chaos:
             threading.Thread(target=self._go_through, args=([each for each in plan if each.worker == worker],))
             for worker in (None, *range(len(self._fleet.seats)))
         ]
-        for thread in threads:
+        keeper = threading.Thread(target=self._keep_hub)
+        for thread in (*threads, keeper):
             thread.start()
         records: list[Record] = []
         deadline, next_word = time.monotonic() + self._order.limit, 0.0
@@ -128,7 +129,6 @@ class _Chaos:
                 if each is not None:
                     records.append(each)
                 self._fill(len(records), len(plan))
-                self._fleet.start_hub()
                 now = time.monotonic()
                 if now >= deadline:
                     self._over.set()
@@ -137,9 +137,14 @@ class _Chaos:
                     self._tell(f"{len(records)} of {len(plan)} faults, {self._watch.count_ended()} jobs ended")
         finally:
             self._over.set()
-            for thread in threads:
+            for thread in (*threads, keeper):
                 thread.join()
         return records
+
+    def _keep_hub(self) -> None:
+        """Starts the hub again whenever it ended, as launchd or Docker would."""
+        while not self._over.wait(0.5):
+            self._fleet.start_hub()
 
     def _go_through(self, faults: list[Fault]) -> None:
         try:

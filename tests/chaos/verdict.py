@@ -66,6 +66,8 @@ class Verdict:
     renderers_left: int = 0
     #: Finished by the hub's ledger alone: Redis was emptied just as their end was to be written there.
     unheard: int = 0
+    #: Finished, and done again after Redis was emptied before the hub had heard of it.
+    again: int = 0
     #: Rows in workers' own ledgers whose file another machine replaced by its own; only where machines draw unlike.
     overwritten: int = 0
     #: Half-written files that the store's own cleaning removed, as it should.
@@ -94,7 +96,8 @@ def judge(fleet: Fleet, watch: Watch, jobs: Mapping[str, Job], records: Iterable
     """Looks at everything; the workers must have ended."""
     verdict = Verdict(len(jobs), sum(job.num_images for job in jobs.values()))
     records = list(records)
-    _judge_ends(verdict, watch, known_jobs(fleet.hub_ledger), jobs)
+    wipes = [record.struck_at for record in records if record.fault.kind == "server wiped"]
+    _judge_ends(verdict, watch, known_jobs(fleet.hub_ledger), jobs, wipes)
     _judge_lists(verdict, fleet.client(), jobs)
     _judge_pictures(verdict, fleet, watch, jobs)
     renderings = [each for seat in fleet.seats for each in _renderings(seat.control.folder / "steps.log")]
@@ -104,22 +107,33 @@ def judge(fleet: Fleet, watch: Watch, jobs: Mapping[str, Job], records: Iterable
     return verdict
 
 
-def _judge_ends(verdict: Verdict, watch: Watch, merged: Mapping[str, str], jobs: Mapping[str, Job]) -> None:
+def _judge_ends(
+    verdict: Verdict, watch: Watch, merged: Mapping[str, str], jobs: Mapping[str, Job], wipes: list[float]
+) -> None:
     for job_id in jobs:
         is_heard = watch.status_of(job_id) is JobStatus.FINISHED
         if merged.get(job_id) != JobStatus.FINISHED.value:
             said = "its end was said in Redis" if is_heard else "Redis has no end of it"
             verdict.lost.append(f"{job_id}: {merged.get(job_id)} in the hub's ledger, and {said}")
         verdict.unheard += not is_heard
-        finishes = [status for _, status in watch.ends.get(job_id, []) if status is JobStatus.FINISHED]
-        if len(finishes) > 1:
+        finishes = [seen.at for seen, status in watch.ends.get(job_id, []) if status is JobStatus.FINISHED]
+        if len(finishes) > 1 and any(finishes[0] < wipe < finishes[-1] for wipe in wipes):
+            verdict.again += 1
+        elif len(finishes) > 1:
             verdict.twice.append(f"{job_id} ended {len(finishes)} times")
 
 
 def _judge_lists(verdict: Verdict, client: redis.Redis, jobs: Mapping[str, Job]) -> None:
     """Each job that Redis knows must be in one list, and that the right one."""
     found: dict[str, list[str]] = defaultdict(list)
-    for pattern in ("rq:queue:renderkiln:*", "rq:wip:*", "rq:failed:*", "rq:finished:*", "rq:canceled:*"):
+    for pattern in (
+        "rq:queue:renderkiln:*",
+        "rq:wip:*",
+        "rq:scheduled:*",
+        "rq:failed:*",
+        "rq:finished:*",
+        "rq:canceled:*",
+    ):
         for key in client.scan_iter(pattern):
             if client.type(key) not in (b"list", b"zset"):
                 continue

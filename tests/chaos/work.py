@@ -77,13 +77,19 @@ class Work:
     def count_open(self) -> int:
         return len(self.jobs) - self._watch.count_ended()
 
-    def wipe(self) -> None:
-        """Empties the server, once the hub has heard of all that was submitted: it promises nothing of the rest."""
+    def wipe(self) -> bool:
+        """Empties the server, once the hub has heard of all that was submitted: it promises nothing of the rest.
+
+        Whether it came to that.
+        """
         with self._submitting:
             deadline = time.monotonic() + 60
-            while not set(self._queued) <= set(known_jobs(self._fleet.hub_ledger)) and time.monotonic() < deadline:
-                time.sleep(0.02)
+            while not set(self._queued) <= set(known_jobs(self._fleet.hub_ledger)):
+                if time.monotonic() > deadline:
+                    return False
+                time.sleep(0.05)
             self._client.flushall()
+            return True
 
 
 def known_jobs(ledger: Path) -> dict[str, str]:

@@ -76,7 +76,7 @@ def make_hub(connection: redis.Redis, tmp_path: Path) -> Iterator[Callable[[], H
     made: list[Hub] = []
 
     def make() -> Hub:
-        made.append(Hub(connection, DataFolder(tmp_path / "hub")))
+        made.append(Hub(connection, DataFolder(tmp_path / "hub"), settling=0.0))
         return made[-1]
 
     yield make

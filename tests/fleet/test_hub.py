@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import io
+import os
+import socket
+import subprocess
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +20,7 @@ from renderkiln.home.outbox import source_of
 from renderkiln.producer import RenderQueue
 from renderkiln.producer.hub.service import Hub
 from renderkiln.schema import names
-from renderkiln.schema.errors import WorkerUnavailableError
+from renderkiln.schema.errors import ServerUnavailableError, WorkerUnavailableError
 from renderkiln.schema.jobs import JobStatus
 from renderkiln.worker.supervisor.publisher import Outbox
 
@@ -181,13 +185,41 @@ def test_entries_that_cannot_be_read_are_dropped_and_counted(hub: Hub, connectio
     assert connection.xlen(names.RECORDS) == 0
 
 
-def test_one_hub_is_enough(make_hub: Callable[[], Hub], connection: redis.Redis) -> None:
-    first = make_hub()
-    first.step(block=0)
+@pytest.mark.parametrize("host", [socket.gethostname(), "elsewhere"])
+def test_one_hub_is_enough(make_hub: Callable[[], Hub], connection: redis.Redis, host: str) -> None:
+    connection.set(names.HUB, f"{host}-{os.getppid()}-0a1b2c3d")
     with pytest.raises(WorkerUnavailableError, match="a hub is up already"):
         make_hub().step(block=0)
-    first.close()
+    connection.delete(names.HUB)
     make_hub().step(block=0)
+
+
+def test_a_hub_whose_predecessor_died_here_takes_its_place(
+    make_hub: Callable[[], Hub], connection: redis.Redis
+) -> None:
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    for pid in (ended.pid, os.getpid()):  # in a container, each is process 1
+        connection.set(names.HUB, f"{socket.gethostname()}-{pid}-0a1b2c3d", px=30_000)
+        make_hub().step(block=0)
+        assert 20_000 < connection.pttl(names.HUB) <= 30_000
+
+
+def test_a_hub_outlives_redis_that_goes_away_while_it_repairs(
+    make_hub: Callable[[], Hub], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub, stop, tries = make_hub(), threading.Event(), []
+
+    def repair() -> None:
+        tries.append(1)
+        if len(tries) == 2:
+            stop.set()
+            return
+        raise ServerUnavailableError("Redis stopped taking jobs after 0 were queued")
+
+    monkeypatch.setattr(hub, "repair", repair)
+    hub.run(stop)
+    assert len(tries) == 2
 
 
 def test_a_group_that_somebody_removed_is_made_again(

@@ -186,7 +186,7 @@ def test_a_hub_does_all_its_work_under_its_line(client: Client, queue: RenderQue
     picture = tmp_path / "start.png"
     Image.new("RGB", (64, 64), "red").save(picture)
     one = queue.submit(prompt="one", model="tiny", init_image=picture)
-    hub = Hub(client("hub"), DataFolder(tmp_path / "hub"))
+    hub = Hub(client("hub"), DataFolder(tmp_path / "hub"), settling=0.0)
     ledger = Ledger(tmp_path / "ledger.db")
     try:
         hub.step(block=0)

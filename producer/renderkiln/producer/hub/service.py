@@ -16,13 +16,14 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+import psutil
 import redis
 from pydantic import ValidationError
 
 from renderkiln.home.folder import DataFolder
 from renderkiln.home.ledger import Ledger
 from renderkiln.schema import names
-from renderkiln.schema.errors import InvalidSpecError, LedgerError, WorkerUnavailableError
+from renderkiln.schema.errors import InvalidSpecError, LedgerError, ServerUnavailableError, WorkerUnavailableError
 from renderkiln.schema.events import Ended, Submitted, parse_event
 from renderkiln.schema.records import Shipment, parse_shipment
 
@@ -57,12 +58,15 @@ class Hub:
 
     Args:
         repair_every: seconds between two repairs.
+        settling: seconds in which workers notice a new stream, and tell what no hub has read yet.
     """
 
-    def __init__(self, connection: redis.Redis, folder: DataFolder, *, repair_every: float = 60.0) -> None:
+    def __init__(
+        self, connection: redis.Redis, folder: DataFolder, *, repair_every: float = 60.0, settling: float = 10.0
+    ) -> None:
         self._redis: Any = connection
         self._folder = folder
-        self._repair_every = repair_every
+        self._repair_every, self._settling = repair_every, settling
         self._repair_at = 0.0
         self._name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
         self._seen_at = 0.0
@@ -82,7 +86,7 @@ class Hub:
             try:
                 self.step()
                 wait = 0.1
-            except (redis.RedisError, LedgerError) as error:
+            except (redis.RedisError, ServerUnavailableError, LedgerError) as error:
                 log.warning("%s; trying again in %.1f s", error, wait)
                 stop.wait(wait * random.uniform(0.5, 1.0))
                 wait = min(wait * 2, _LONGEST_WAIT)
@@ -136,7 +140,9 @@ class Hub:
         lease = int(_LEASE * 1000)
         if not self._redis.set(names.HUB, self._name, nx=True, px=lease):
             other = (self._redis.get(names.HUB) or b"").decode(errors="replace")
-            if other != self._name:
+            if other != self._name and _is_gone(other):
+                self._redis.set(names.HUB, self._name, px=lease)
+            elif other != self._name:
                 raise WorkerUnavailableError(
                     f"a hub is up already ({other}), or died less than {_LEASE:.0f} s ago. One is enough for a fleet."
                 )
@@ -157,7 +163,8 @@ class Hub:
                 pipe.hset(names.RECORDS_READ, mapping=read)
             pipe.set(names.RECORDS_EPOCH, secrets.token_hex(16))
             pipe.execute()
-        self._repair_at = 0.0
+        # Not at once: what workers ended and could not tell yet would be queued again.
+        self._repair_at = time.monotonic() + self._settling
 
     # What workers' ledgers tell.
 
@@ -215,6 +222,14 @@ class Hub:
         with self._ledger.writing() as session:
             set_position(session, names.EVENTS, entries[-1][0].decode())
         return True
+
+
+def _is_gone(hub: str) -> bool:
+    """Whether a hub of this name was a process of this machine that is no more, such as one before a restart."""
+    host, _, rest = hub.rpartition("-")[0].rpartition("-")
+    if host != socket.gethostname() or not rest.isdigit():
+        return False
+    return int(rest) == os.getpid() or not psutil.pid_exists(int(rest))  # in a container each is process 1
 
 
 def _jobs_of(event: bytes) -> tuple[str, ...]:
