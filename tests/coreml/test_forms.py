@@ -14,7 +14,7 @@ from renderkiln.schema.errors import LedgerError, ModelLoadError, ModelNotFoundE
 from renderkiln.worker.models import choosing
 from renderkiln.worker.models.choosing import Form, Wishes, pick_form
 from renderkiln.worker.models.machine import Advice
-from renderkiln.worker.protocol import NotReady, Ready, RendererConfig, WarmUp
+from renderkiln.worker.protocol import FULL_PRECISION, NotReady, Ready, RendererConfig, WarmUp
 from renderkiln.worker.supervisor.child import Renderer
 from renderkiln.worker.supervisor.forms import Forms
 
@@ -142,6 +142,10 @@ def test_another_unit_or_another_form_of_a_model_takes_another_renderer(tmp_path
         assert pid("a", ("original", "cpu_and_gpu")) == first
         assert pid("b", ("split-einsum", "cpu_and_gpu")) == first
         assert pid("torch", None) == first
+        full = pid("torch", FULL_PRECISION)
+        assert full != first
+        first = pid("a", ("original", "cpu_and_gpu"))
+        assert pid("torch", FULL_PRECISION) == first == full, "torch's precision is no compute unit"
         second = pid("c", ("split-einsum", "cpu_and_ne"))
         assert second != first
         third = pid("c", ("split-einsum-v2", "cpu_and_ne"))

@@ -6,6 +6,7 @@ import logging
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from renderkiln.worker.engine.diffusers_engine import DiffusersEngine
 from renderkiln.worker.models import choosing
 from renderkiln.worker.models.choosing import Form
 from renderkiln.worker.models.machine import Advice
+from renderkiln.worker.protocol import FULL_PRECISION
 from renderkiln.worker.runtimes import manifest
 from renderkiln.worker.runtimes.base import Array, Runtime
 from renderkiln.worker.runtimes.manifest import PackageInfo
@@ -99,6 +101,23 @@ def test_a_unit_that_spoils_pictures_is_given_up_for_the_next(
     assert forms.of("shapes") == ("split-einsum", "cpu_only")
     assert not forms.give_up("shapes", "again")
     assert forms.of("shapes") == ("split-einsum", "cpu_only")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "device", "may_be_half"),
+    [
+        *(("auto", "mps", True), ("auto", "auto", True), ("auto", "cpu", False)),
+        *(("float16", "cpu", True), ("bfloat16", "cpu", True), ("float32", "mps", False)),
+    ],
+)
+def test_half_precision_that_spoils_pictures_is_given_up_for_full(
+    tmp_path: Path, dtype: Any, device: Any, may_be_half: bool
+) -> None:
+    forms = Forms(Settings(data_dir=tmp_path, dtype=dtype, device=device), lambda _name: tmp_path, lambda _name: None)
+    assert forms.of("any") is None
+    assert forms.give_up("any", "the picture is all black") == may_be_half
+    assert forms.of("any") == (FULL_PRECISION if may_be_half else None)
+    assert not forms.give_up("any", "again")
 
 
 def test_where_there_is_one_unit_it_is_not_given_up(model: Path, tmp_path: Path) -> None:

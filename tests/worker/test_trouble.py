@@ -145,6 +145,22 @@ def test_a_warm_up_that_fails_is_no_jobs_failure(house: House) -> None:
     assert "broken could not be warmed up" in house.log.read_text()
 
 
+def test_a_model_that_half_precision_breaks_is_rendered_in_full(house: House) -> None:
+    from safetensors.torch import load_file, save_file
+
+    large = house.folder.models / "large"
+    models.save_sd(large)
+    weights = next((large / "vae").glob("*.safetensors"))
+    tensors = load_file(weights)
+    tensors["decoder.conv_in.weight"] *= 1e6  # over float16's largest number; what comes after is normalised
+    save_file(tensors, weights)
+    job = house.queue.submit(prompt="a red circle", model="large", num_inference_steps=2, num_images=2)
+    house.start_worker("--model", "large", RENDERKILN_DTYPE="float16")
+    result = house.queue.wait(job, timeout=90)
+    assert (result.attempt, len(result.images)) == (1, 2)
+    assert "large is not rendered in half precision any more, but in float32" in house.log.read_text()
+
+
 def test_a_job_that_ran_out_of_memory_is_tried_again_in_an_empty_renderer(house: House) -> None:
     first = house.submit()
     worker = house.start_worker()

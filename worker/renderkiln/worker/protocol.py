@@ -22,6 +22,8 @@ from typing import Any
 
 #: A variant and a compute unit.
 FormName = tuple[str, str]
+#: Of a model that torch renders in full precision, since half gave broken pictures of it.
+FULL_PRECISION: FormName = ("float32", "torch")
 
 
 @dataclass(frozen=True)
@@ -100,8 +102,9 @@ class Render:
     Attributes:
         inputs: the bytes of its pictures by reference.
         skip: the images that are there already.
-        form: of a converted model; None: it has none, or the renderer may choose. One renderer is only ever asked for
-            one compute unit, and for one form of a model: whoever wants another starts another renderer.
+        form: of a converted model, or `FULL_PRECISION`; None: it has none, or the renderer may choose. One renderer is
+            only ever asked for one compute unit, and for one form of a model: whoever wants another starts another
+            renderer.
         ahead: the specs, as JSON, of jobs for the same model that wait; the next first.
     """
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from renderkiln.home.folder import DataFolder
 from renderkiln.schema.errors import ModelLoadError
 
 from ..models.choosing import Wishes, check_unit, engine_of, is_converted_only, pick_form
+from ..protocol import FULL_PRECISION
 from ..runtimes.opening import package_opener
 from .base import EngineInfo
 from .converted.model_stages import ConvertedModelStages
@@ -35,7 +36,7 @@ class EngineChoice:
     dtype: str = "auto"
 
 
-#: The variant and the compute unit that were measured to be best for a model, by its name.
+#: The variant and the compute unit that were measured to be best for a model, or `FULL_PRECISION`, by its name.
 Tuned = Callable[[str], tuple[str, str] | None]
 
 
@@ -63,7 +64,8 @@ def make_engine(
             if is_converted_only(folder):
                 engine = engine_of(folder)
                 raise ModelLoadError(f"{model} is converted, and has no weights for torch: use the {engine} engine")
-            return TorchModelStages(folder, options, partial(find_controlnet, data))
+            full = replace(options, dtype=torch.float32) if tuned(model) == FULL_PRECISION else options
+            return TorchModelStages(folder, full, partial(find_controlnet, data))
         if form.unit != "reference" and options.device.type != "cpu":
             # Nothing in this process computes on torch's threads. What it does between predictions is too small for
             # several of them: they wait for each other, and take the cores that Core ML wants.

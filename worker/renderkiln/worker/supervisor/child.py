@@ -18,6 +18,7 @@ from typing import Any
 
 from renderkiln.schema.errors import RendererDiedError
 from renderkiln.worker.protocol import (
+    FULL_PRECISION,
     Cancel,
     Done,
     Failed,
@@ -60,7 +61,7 @@ class Renderer:
         self._is_busy = False
         self._silences = Silences()
         #: In which form the running process has been asked for each model.
-        self._forms: dict[str, FormName] = {}
+        self._forms: dict[str, FormName | None] = {}
         self._connection: Any = None  # a multiprocessing Connection, or None while no renderer runs
 
     @property
@@ -119,13 +120,16 @@ class Renderer:
         """
         if form is not None:
             before = self._forms.get(model, form)
-            if before != form or any(unit != form[1] for _, unit in self._forms.values()):
+            if before != form or (form != FULL_PRECISION and self._units() - {form[1]}):
                 log.info("%s is to be rendered as %s on %s: starting a new renderer", model, *form)
                 self.close()
                 self._forms.clear()
         self.ensure_running()
-        if form is not None:
-            self._forms[model] = form
+        self._forms[model] = form
+
+    def _units(self) -> set[str]:
+        """The compute units that the process has been asked for."""
+        return {form[1] for form in self._forms.values() if form not in (None, FULL_PRECISION)}
 
     def send(self, order: ToRenderer) -> None:
         """Sends an order; a `WarmUp` or `Render` only when not busy. Raises RendererDiedError."""

@@ -11,7 +11,7 @@ from renderkiln.home.settings import Settings
 from renderkiln.schema.errors import LedgerError, RenderkilnError
 from renderkiln.schema.spec import TextEncoder
 from renderkiln.worker.models.choosing import Form, Wishes, pick_form
-from renderkiln.worker.protocol import FormName
+from renderkiln.worker.protocol import FULL_PRECISION, FormName
 from renderkiln.worker.runtimes import manifest
 from renderkiln.worker.runtimes.apple.system import why_no_text_encoder
 from renderkiln.worker.runtimes.base import ComputeUnit
@@ -49,24 +49,40 @@ class Forms:
         self._find_model, self._tuned = find_model, tuned
         #: The units on which a model has made broken pictures, by the model.
         self._broken: dict[str, set[str]] = {}
+        #: Whether torch may be computing in half precision: what `auto` is on an accelerator, only the renderer knows.
+        self._may_be_half = settings.dtype in ("float16", "bfloat16") or (
+            settings.dtype == "auto" and settings.device != "cpu"
+        )
+        #: The models that torch renders in full precision.
+        self._full: set[str] = set()
 
     def of(self, model: str) -> FormName | None:
-        """The form, or None where torch renders the model, or where the renderer will say what is wrong with it."""
+        """The form, or None where torch renders the model as it is set to, or the renderer will say what is wrong."""
         try:
             form = self._pick(model)
         except RenderkilnError:
             return None
-        return None if form is None else (form.variant, form.unit)
+        if form is None:
+            return FULL_PRECISION if model in self._full else None
+        return form.variant, form.unit
 
     def give_up(self, model: str, why: str) -> bool:
-        """Uses a model on the unit that it has been on no more, if there is another to use; whether there is.
+        """Uses a model in the form that it has been in no more, if there is another to use; whether there is.
+
+        A converted model goes to another unit; one that torch renders in half precision, to full.
 
         Args:
-            why: what the unit made of it.
+            why: what became of it.
         """
         form = self.of(model)
+        if form is None and self._may_be_half:
+            self._full.add(model)
+            log.warning("%s is not rendered in half precision any more, but in float32: %s", model, why)
+            return True
+        if form is None or form == FULL_PRECISION:
+            return False
         broken = self._broken.setdefault(model, set())
-        if form is None or not [unit for unit in _INSTEAD if unit not in (*broken, form[1])] or form[1] == "reference":
+        if not [unit for unit in _INSTEAD if unit not in (*broken, form[1])] or form[1] == "reference":
             return False
         broken.add(form[1])
         instead = self.of(model) or form
