@@ -86,6 +86,7 @@ class GuardedWorker(SimpleWorker):  # type: ignore[misc]  # RQ is untyped to us
                 queue.finished_job_registry,
                 queue.failed_job_registry,
                 queue.canceled_job_registry,
+                queue.scheduled_job_registry,
             ):
                 found[registry.key] = "zset"
         return found
