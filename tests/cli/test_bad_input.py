@@ -173,10 +173,14 @@ def test_a_server_that_is_not_there_ends_with_3(run: Run, no_settings: Path, mon
 
 
 def test_a_redis_that_fails_in_mid_command_ends_with_3_and_one_line(
-    run: Run, fleet: Settings, server: EmbeddedServer
+    run: Run, fleet: Settings, server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    server.client().set("renderkiln:batches", "somebody else's")
+    # It answers, and then refuses what the command needs.
+    allowed = ["+ping", "+hello", "+select", "+client"]
+    server.client().acl_setuser("weak", enabled=True, passwords=["+pw"], commands=allowed, keys=["*"])
+    monkeypatch.setenv("RENDERKILN_REDIS_URL", f"unix://weak:pw@{server.status().socket}")
     said = run("status")
+    server.client().acl_deluser("weak")
     assert said.code == 3
     assert said.err.startswith("renderkiln: Redis failed: ")
     assert said.err.count("\n") == 1

@@ -32,9 +32,10 @@ def hub(
     repair_every: Annotated[float, typer.Option(min=1.0, help="Seconds between two repairs.")] = 60.0,
     data_dir: DataDir = None,
 ) -> None:
-    """Collect what a fleet's workers did in one ledger, and put back what Redis loses.
+    """Keep one ledger of a fleet, and mend what Redis loses.
 
-    Run it on one machine, beside Redis. Its ledger is hub.db in the data folder.
+    Workers' ledgers tell it what they did, until it has taken that over; jobs that Redis loses are queued again. Run it
+    on one machine, beside Redis. Its ledger is hub.db in the data folder.
 
     Example: RENDERKILN_REDIS_URL=redis://mini-1 renderkiln hub
     """
@@ -75,11 +76,11 @@ def repair(
     data_dir: DataDir = None,
     as_json: AsJson = False,
 ) -> None:
-    """Compare the ledger with Redis and the stores, and mend what differs.
+    """Put back what Redis lost, and find pictures that are gone.
 
-    Jobs that Redis lost are queued again, those that stand in no list are put back, those that the ledger does not know
-    are taken over, half-written files are removed. Pictures that are gone are listed. Uses the hub's ledger where this
-    machine has one, else its own.
+    Compares the ledger with Redis and the stores. Jobs that Redis lost are queued again, those that stand in no list
+    are put back, those that the ledger does not know are taken over, half-written files are removed. Pictures that are
+    gone are listed. Uses the hub's ledger where this machine has one, else its own.
 
     Example: renderkiln repair --dry-run
     """
