@@ -74,7 +74,8 @@ class Verdict:
     cleaned: int = 0
     #: Work done for nothing, in images' worth of steps, by fault; "" where no fault explains it.
     wasted: Mapping[str, float] = field(default_factory=dict)
-    #: Seconds from the death of a worker, by fault, until its job was started again.
+    #: Seconds from the death of a worker, by fault, until its job was started again; without those deaths after which
+    #: Redis was emptied, as what the hub brings back stands behind all that waits.
     recoveries: Mapping[str, float] = field(default_factory=dict)
 
     @property
@@ -102,7 +103,7 @@ def judge(fleet: Fleet, watch: Watch, jobs: Mapping[str, Job], records: Iterable
     _judge_pictures(verdict, fleet, watch, jobs)
     renderings = [each for seat in fleet.seats for each in _renderings(seat.control.folder / "steps.log")]
     verdict.wasted = _wasted(renderings, records)
-    verdict.recoveries = _recoveries(watch, records)
+    verdict.recoveries = _recoveries(watch, records, wipes)
     verdict.renderers_left = _count_renderers(fleet.root)
     return verdict
 
@@ -222,7 +223,7 @@ def _culprit(
     return min(of_all, key=lambda record: record.struck_at).fault.id if of_all else ""
 
 
-def _recoveries(watch: Watch, records: list[Record]) -> dict[str, float]:
+def _recoveries(watch: Watch, records: list[Record], wipes: list[float]) -> dict[str, float]:
     found = {}
     for record in records:
         if not record.killed or record.job is None:
@@ -232,7 +233,9 @@ def _recoveries(watch: Watch, records: list[Record]) -> dict[str, float]:
         if any(end <= 0.05 for end in ends):
             continue  # it had ended just before
         next_end = min(ends, default=float("inf"))  # that comes first where the job is set aside
-        if starts and min(starts) < next_end:
+        if not starts or min(starts) >= next_end:
+            continue
+        if not any(record.struck_at - 1 < wipe < record.struck_at + min(starts) for wipe in wipes):
             found[record.fault.id] = min(starts)
     return found
 
