@@ -252,3 +252,4 @@ def test_a_second_worker_of_the_same_name_is_told_so(house: House) -> None:
     assert second.wait(60) == 3
     assert "a worker named 'mini' is up already" in house.log.read_text()
     assert first.poll() is None
+    assert [worker.name for worker in live_workers(house.queue.connection)] == ["mini"], "it is not signed off"

@@ -220,23 +220,32 @@ class _Service:
         self._publisher.start()
         self._redelivery.start()
         self._log.open()
+        has_name = True
         try:
             with contextlib.suppress(redis.RedisError):
                 self._announce("starting")
             self._warm_up()
             return self._work()
+        except WorkerUnavailableError:
+            # Where it was refused before any work, what is said under its name is another worker's, who goes on.
+            has_name = self._worker.is_done
+            raise
         finally:
             self._renderer.close()
             self._log.close()
             self._keeper.stop()
             self._redelivery.stop()
-            with contextlib.suppress(redis.RedisError):  # it would expire by itself
-                withdraw(self._redis, self._name)
-            with contextlib.suppress(LedgerError):  # full or locked: that must not keep anybody from ending
-                self._ledger.worker_ended(self._name)
+            if has_name:
+                self._say_goodbye()
             self._publisher.stop()
             self._ledger.close()
             self._signals.close()
+
+    def _say_goodbye(self) -> None:
+        with contextlib.suppress(redis.RedisError):  # it would expire by itself
+            withdraw(self._redis, self._name)
+        with contextlib.suppress(LedgerError):  # full or locked: that must not keep anybody from ending
+            self._ledger.worker_ended(self._name)
 
     def _work(self) -> bool:
         """RQ's loop ends when Redis goes away at the wrong moment; ours begins anew until it is told to stop."""
