@@ -8,6 +8,7 @@ import sys
 NAMES = (
     "start_up",
     "submit_many",
+    "overhead",
     "whole_system",
     "judge_shapes",
     "convert_sd15",
