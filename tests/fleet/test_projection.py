@@ -102,7 +102,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Told]:
     made.close()
 
 
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(story=_stories, seed=st.integers(0, 2**32), changes=st.integers(1, 9))
 def test_any_order_any_number_of_times_and_a_replay_give_the_same_ledger(
     told: Told, story: Story, seed: int, changes: int
