@@ -53,6 +53,16 @@ def test_what_is_held_up_is_left_to_the_worker_whose_spool_has_its_pictures(two:
     assert a.house.queue.status(job) is JobStatus.FINISHED
 
 
+def test_jobs_that_a_store_holds_up_do_not_make_a_worker_unwell(bench: Bench) -> None:
+    bench.does = lambda current: Outcome(failure=Failure(kind="store", message="no route to host"), held_up=True)
+    for number in range(MOST_FAILED + 1):
+        bench.house.submit(f"number {number}")
+    for _ in range(MOST_FAILED + 1):
+        assert bench.look()
+    assert len({current.job.id for current in bench.attempts}) == MOST_FAILED + 1
+    assert bench.health.reason is None
+
+
 # Waiting.
 
 

@@ -41,12 +41,18 @@ class Health:
         return self.reason is not None and self._clock() < self._next_try
 
     def ended(self, job_id: str, outcome: Outcome) -> None:
-        """An attempt ended. What is the job's own fault, or was mended, says nothing of the worker."""
+        """An attempt ended.
+
+        What is the job's own fault, was mended, or waits for a store or a ledger says nothing of the worker: for the
+        latter it pauses by itself.
+        """
         if outcome.is_done:
             self._finished()
             return
         failure = outcome.failure
-        if failure is not None and outcome.tightened is None and not fate_of(failure.kind).is_jobs_own:
+        if outcome.held_up or outcome.tightened is not None:
+            return
+        if failure is not None and not fate_of(failure.kind).is_jobs_own:
             self._failed_with(job_id, failure)
 
     def _finished(self) -> None:

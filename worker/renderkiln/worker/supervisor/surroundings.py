@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from renderkiln.home.ledger import Ledger
 from renderkiln.home.store import Store, named_store
-from renderkiln.schema.errors import InvalidSpecError
+from renderkiln.schema.errors import UnsupportedHereError
 from renderkiln.schema.jobs import ImageResult, Job
 from renderkiln.worker.protocol import FormName, MemoryOrder, Ready, Step
 
@@ -60,10 +60,10 @@ class Surroundings:
         """The store that a job names; None: the worker's own. Nothing is looked at yet.
 
         Raises:
-            InvalidSpecError: this worker may not write there. StoreError: nothing knows such a store.
+            UnsupportedHereError: this worker may not write there. StoreError: nothing knows such a store.
         """
         if not self.is_own(store) and not self.may_name_store:
-            raise InvalidSpecError(
+            raise UnsupportedHereError(
                 f"this worker writes to its own store only, not to {store!r} (its setting store_policy is 'own')."
             )
-        return Store(self.store) if store is None or self.is_own(store) else named_store(store)
+        return Store(self.store) if store is None or store == self.store else named_store(store)
