@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import chain, islice
-from typing import Any
+from itertools import islice
 
 import redis
-from rq import Queue
 from rq.command import send_command
 from rq.job import Job as RqJob
-from rq.registry import CanceledJobRegistry, ScheduledJobRegistry
+from rq.registry import CanceledJobRegistry
 from rq.serializers import JSONSerializer
 
 from renderkiln.home.reading import read_hashes
@@ -21,6 +19,7 @@ from renderkiln.schema.jobs import Job, JobResult, JobStatus
 from renderkiln.schema.limits import MAX_FIELD
 
 from .enqueue import CHUNK
+from .places import read_places, scheduled_key
 from .results import JobState, read_jobs, read_states
 
 _MAY_GO_AGAIN = (JobStatus.FAILED, JobStatus.CANCELED)
@@ -41,26 +40,10 @@ def cancel_all(connection: redis.Redis) -> int:
     """Cancels all that waits or runs, of whichever batch; how many jobs that were."""
     total, seen = 0, set[str]()
     # Once more, until there is nothing new: a job may go back to its queue just after that was read.
-    while fresh := [job_id for job_id in _open_jobs(connection) if job_id not in seen]:
-        seen.update(fresh)
+    while fresh := set().union(*read_places(connection)) - seen:
+        seen |= fresh
         total += cancel(connection, fresh)
     return total
-
-
-def _open_jobs(connection: redis.Redis) -> list[str]:
-    """The ids of the jobs that wait or run, each once. In the order in which a job goes, so that none slips by."""
-    found: dict[str, None] = {}
-    for queue in Queue.all(connection=connection, serializer=JSONSerializer):
-        if not queue.name.startswith(names.QUEUES):
-            continue
-        lists: list[Any] = [connection.lrange(key, 0, -1) for key in (queue.key, queue.intermediate_queue_key)]
-        sets: list[Any] = [
-            connection.zrange(registry.key, 0, -1)
-            for registry in (queue.scheduled_job_registry, queue.started_job_registry)
-        ]
-        for raw in chain(*lists, *sets):
-            found[raw.decode(errors="replace").partition(":")[0]] = None
-    return list(found)
 
 
 def _cancel_piece(connection: redis.Redis, job_ids: Sequence[str]) -> int:
@@ -113,7 +96,7 @@ def _end_as_canceled(
     result = JobResult(job_id=job_id, batch=batch, status=JobStatus.CANCELED)
     key = RqJob.key_for(job_id)
     kept = {names.FENCE: state.fence} if state.fence else {}
-    pipe.zrem(ScheduledJobRegistry(state.origin, connection=connection).key, job_id)
+    pipe.zrem(scheduled_key(state.origin), job_id)
     pipe.hset(
         key,
         mapping={

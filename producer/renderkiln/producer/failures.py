@@ -17,9 +17,7 @@ from typing import Any
 
 import redis
 from pydantic import ValidationError
-from rq import Queue
 from rq.job import Job as RqJob
-from rq.registry import FailedJobRegistry, ScheduledJobRegistry
 from rq.utils import utcparse
 
 from renderkiln.home.folder import DataFolder
@@ -30,12 +28,11 @@ from renderkiln.schema.jobs import Attempt, Failure, Job, JobResult, JobStatus
 from renderkiln.schema.limits import MAX_FIELD, MAX_META
 from renderkiln.schema.payload import read_payload, unpack_payload
 
+from .places import our_queues, scheduled_key
 from .results import JobState, job_ids_of, read_states
 
 _CHUNK = 500
 _FIELDS = ("ended_at", "description", "data", "exc_info")
-#: How the keys of our queues begin.
-_OURS = Queue.redis_queue_namespace_prefix + names.queue("", "").rstrip(":") + ":"
 
 
 @dataclass(frozen=True)
@@ -103,7 +100,7 @@ def story(connection: redis.Redis, folder: DataFolder, job_id: str) -> Story:
         return Story(job_id, kept.batch, kept.status, kept.failure, None, None, recorded)
     (fields,) = read_hashes(connection, [RqJob.key_for(job_id)], "meta", "data", "exc_info", names.LOG_FIELD)
     meta, data, said, log = fields or (None, None, None, None)
-    due: Any = connection.zscore(ScheduledJobRegistry.key_template.format(state.origin), job_id)
+    due: Any = connection.zscore(scheduled_key(state.origin), job_id)
     job = _job(data)
     failure = state.result.failure if state.result else None
     if failure is None and state.status is JobStatus.FAILED:
@@ -114,12 +111,9 @@ def story(connection: redis.Redis, folder: DataFolder, job_id: str) -> Story:
 
 
 def _all_ids(connection: redis.Redis) -> Iterator[str]:
-    keys: Any = connection.smembers(Queue.redis_queues_keys)
-    for key in sorted(key.decode(errors="replace") for key in keys):
-        if key.startswith(_OURS):
-            name = key.removeprefix(Queue.redis_queue_namespace_prefix)
-            listed = members_of_sorted_set(connection, FailedJobRegistry.key_template.format(name))
-            yield from (job_id.decode(errors="replace") for job_id, _ in listed)
+    for queue in our_queues(connection):
+        listed = members_of_sorted_set(connection, queue.failed_job_registry.key)
+        yield from (job_id.decode(errors="replace") for job_id, _ in listed)
 
 
 def _read(connection: redis.Redis, jobs: Sequence[tuple[str, JobState]]) -> Iterator[FailedJob]:

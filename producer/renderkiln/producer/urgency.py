@@ -11,12 +11,12 @@ import redis
 from rq import Queue
 from rq.job import Job as RqJob
 from rq.job import JobStatus as RqStatus
-from rq.registry import ScheduledJobRegistry
 from rq.serializers import JSONSerializer
 
 from renderkiln.schema import names
 from renderkiln.schema.jobs import PRIORITIES, Priority
 
+from .places import scheduled_key
 from .results import read_jobs
 
 
@@ -42,8 +42,8 @@ class Move:
             pipe.lrem(source, 1, self.job_id)
             pipe.rpush(target, self.job_id)
         else:
-            pipe.zrem(_scheduled(self.source), self.job_id)
-            pipe.zadd(_scheduled(self.target), {self.job_id: self.due})
+            pipe.zrem(scheduled_key(self.source), self.job_id)
+            pipe.zadd(scheduled_key(self.target), {self.job_id: self.due})
         pipe.sadd(Queue.redis_queues_keys, target)
         pipe.hset(RqJob.key_for(self.job_id), mapping={"origin": self.target, "data": self.data})
 
@@ -78,12 +78,8 @@ def moves(connection: redis.Redis, wanted: Sequence[tuple[str, Priority]]) -> li
 def _due(connection: Any, job_id: str, queue_name: str) -> float | None:
     if connection.hget(RqJob.key_for(job_id), "status") != RqStatus.SCHEDULED.value.encode():
         return None
-    due: float | None = connection.zscore(_scheduled(queue_name), job_id)
+    due: float | None = connection.zscore(scheduled_key(queue_name), job_id)
     return due
-
-
-def _scheduled(queue_name: str) -> str:
-    return str(ScheduledJobRegistry.key_template.format(queue_name))
 
 
 def _rank(queue_name: str) -> int:

@@ -19,6 +19,7 @@ from renderkiln.home.ledger import Ledger
 from renderkiln.home.store import Store
 from renderkiln.producer.enqueue import CHUNK, relist, requeue
 from renderkiln.producer.inputs import InputCarrier
+from renderkiln.producer.places import put_back, read_places
 from renderkiln.producer.results import job_ids_of, read_states
 from renderkiln.schema import names
 from renderkiln.schema.errors import ImageInputError, InvalidSpecError, StoreError
@@ -26,7 +27,6 @@ from renderkiln.schema.jobs import Job, JobStatus, parse_job
 from renderkiln.schema.tables import ImageRow, JobRow
 
 from .from_redis import read_records
-from .places import put_back, read_places
 from .projection import take_over
 
 _OPEN = (JobStatus.QUEUED.value, JobStatus.STARTED.value)

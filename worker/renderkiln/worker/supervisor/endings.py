@@ -14,7 +14,7 @@ from typing import Any
 from rq import Queue
 from rq.job import Job as RqJob
 from rq.job import JobStatus as RqStatus
-from rq.registry import CanceledJobRegistry, ScheduledJobRegistry
+from rq.registry import CanceledJobRegistry
 from rq.serializers import JSONSerializer
 from rq.utils import now as rq_now
 from rq.utils import utcformat
@@ -110,15 +110,10 @@ def add_end(
     publish(pipe, event)
 
 
-def registry_key(queue_name: str) -> str:
-    """Redis' key of the scheduled jobs of a queue: a sorted set of ids by when they are due, seconds since 1970."""
-    return str(ScheduledJobRegistry.key_template.format(queue_name))
-
-
 def postpone(pipe: Any, job_id: str, queue: Queue, due: float) -> None:
     """Adds to a MULTI that a job waits until `due`, in seconds since 1970. `postponing` brings it back."""
     pipe.hset(RqJob.key_for(job_id), mapping={"status": RqStatus.SCHEDULED.value, "worker_name": ""})
-    pipe.zadd(registry_key(queue.name), {job_id: due})
+    pipe.zadd(queue.scheduled_job_registry.key, {job_id: due})
 
 
 def add_set_aside(pipe: Any, rq_job: RqJob, queue: Queue, attempts: int) -> None:

@@ -17,7 +17,7 @@ from rq.job import JobStatus as RqStatus
 
 from renderkiln.home.workers import live_workers
 
-from .endings import postpone, registry_key
+from .endings import postpone
 from .fates import NO_WAIT_IS_LONGER
 from .placing import better_placed, is_placed
 from .taking import claim
@@ -55,7 +55,7 @@ class Postponed:
         today = time.time()
         with self._connection.pipeline(transaction=False) as pipe:
             for queue in queues:
-                key = registry_key(queue.name)
+                key = queue.scheduled_job_registry.key
                 pipe.zrangebyscore(key, "-inf", today, start=0, num=_AT_ONCE)
                 pipe.zrangebyscore(key, today + NO_WAIT_IS_LONGER, "+inf", start=0, num=_AT_ONCE)
             found = pipe.execute()
@@ -71,14 +71,14 @@ class Postponed:
 
         What was canceled, or brought back by RQ's own scheduler, is only tidied up.
         """
-        key = RqJob.key_for(member.decode(errors="replace"))
+        key, registry = RqJob.key_for(member.decode(errors="replace")), queue.scheduled_job_registry.key
         with self._connection.pipeline() as pipe:
-            pipe.watch(key, registry_key(queue.name))
-            if pipe.zscore(registry_key(queue.name), member) is None:
+            pipe.watch(key, registry)
+            if pipe.zscore(registry, member) is None:
                 return False
             waits: bool = pipe.hget(key, "status") == RqStatus.SCHEDULED.value.encode()
             pipe.multi()
-            pipe.zrem(registry_key(queue.name), member)
+            pipe.zrem(registry, member)
             if waits:
                 pipe.hset(key, "status", RqStatus.QUEUED.value)
                 pipe.lpush(queue.key, member)
@@ -92,7 +92,7 @@ class Postponed:
         """Whether jobs of these queues wait for their time."""
         with self._connection.pipeline(transaction=False) as pipe:
             for queue in queues:
-                pipe.zcard(registry_key(queue.name))
+                pipe.zcard(queue.scheduled_job_registry.key)
             return any(pipe.execute())
 
     def leave_to_others(self, rq_job: RqJob, queue: Queue) -> bool:

@@ -1,4 +1,4 @@
-"""Where a job that waits or is at work stands in Redis, and putting one back that stands nowhere."""
+"""Where jobs that wait or are at work stand in Redis, and putting one back that stands nowhere."""
 
 from __future__ import annotations
 
@@ -13,9 +13,8 @@ from rq.registry import ScheduledJobRegistry, StartedJobRegistry
 from rq.serializers import JSONSerializer
 
 from renderkiln.home.reading import is_wrong_type
+from renderkiln.schema import names
 
-#: How the queues of ours are called; see `names.queue`.
-_OURS = "renderkiln:"
 #: Where a job says that it is, which must then hold it.
 _WAITING = (RqStatus.QUEUED.value, RqStatus.SCHEDULED.value)
 
@@ -40,7 +39,7 @@ def _read(connection: Any, queue: Queue) -> Places:
     # In the order in which a job moves, so that none slips through while it does; each at once, since what moves while
     # it is read in pieces would be missed.
     waiting = [
-        *_members(connection.zrange, ScheduledJobRegistry(queue=queue).key),
+        *_members(connection.zrange, scheduled_key(queue.name)),
         *_members(connection.lrange, queue.key),
         *_members(connection.lrange, queue.intermediate_queue_key),
     ]
@@ -48,11 +47,18 @@ def _read(connection: Any, queue: Queue) -> Places:
     return Places({_text(each) for each in waiting}, {_text(each).partition(":")[0] for each in started})
 
 
+def scheduled_key(queue_name: str) -> str:
+    """Redis' key of the jobs of a queue that wait for their time: a sorted set by when that is, seconds since 1970."""
+    return str(ScheduledJobRegistry.key_template.format(queue_name))
+
+
 def our_queues(connection: redis.Redis) -> list[Queue]:
     """The queues of ours that anything was ever put into."""
     known: Any = connection.smembers(Queue.redis_queues_keys)
     named = sorted(_text(key).removeprefix(Queue.redis_queue_namespace_prefix) for key in known)
-    return [Queue(name, connection=connection, serializer=JSONSerializer) for name in named if name.startswith(_OURS)]
+    return [
+        Queue(name, connection=connection, serializer=JSONSerializer) for name in named if name.startswith(names.QUEUES)
+    ]
 
 
 def put_back(connection: redis.Redis, job_id: str) -> bool:
@@ -66,7 +72,7 @@ def put_back(connection: redis.Redis, job_id: str) -> bool:
         pipe.watch(key)
         found: Any = pipe.hmget(key, "status", "origin")
         status, origin = (_text(each or b"") for each in found)
-        if not origin.startswith(_OURS) or status not in (*_WAITING, RqStatus.STARTED.value):
+        if not origin.startswith(names.QUEUES) or status not in (*_WAITING, RqStatus.STARTED.value):
             return False
         queue = Queue(origin, connection=connection, serializer=JSONSerializer)
         places = _read(pipe, queue)
