@@ -114,7 +114,7 @@ class AttemptBench:
             pause=self.pause,
             urge=self.deliver_all,
             inputs=lambda job: {},
-            left_by_others=lambda job, store, missing: (),
+            left_by_others=lambda resumes, job, store, missing: (),
             form_of=lambda model: None,
             give_up_form=lambda model, why: False,
             memory_of=lambda model, form: MemoryOrder(),

@@ -125,14 +125,7 @@ class Ledger:
         """
         now = utc_now()
         row = {
-            "id": job.id,
-            "batch_id": job.batch,
-            "index": job.index,
-            "spec_digest": job.spec.digest,
-            "model": job.spec.model,
-            "prompt": job.spec.prompt,
-            "num_images": job.num_images,
-            "job": job.model_dump(mode="json"),
+            **changes.columns_of(job),
             "status": JobStatus.STARTED.value,
             "first_seen": now,
             "fence": fence,

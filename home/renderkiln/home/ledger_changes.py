@@ -7,6 +7,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.dialects.sqlite import insert
 
+from renderkiln.schema.jobs import Job
 from renderkiln.schema.tables import Base
 
 _TABLES = Base.metadata.tables
@@ -84,6 +85,20 @@ JOB_ENDED = (
         }
     )
 )
+
+
+def columns_of(job: Job) -> dict[str, Any]:
+    """What a job's row has of the job itself."""
+    return {
+        "id": job.id,
+        "batch_id": job.batch,
+        "index": job.index,
+        "spec_digest": job.spec.digest,
+        "model": job.spec.model,
+        "prompt": job.spec.prompt,
+        "num_images": job.num_images,
+        "job": job.model_dump(mode="json"),
+    }
 
 
 def end_of_attempt(**values: Any) -> dict[str, Any]:

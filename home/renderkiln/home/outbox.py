@@ -31,7 +31,7 @@ _TABLES: tuple[tuple[type[WorkerRow | JobRow | AttemptRow | ImageRow], type[Reco
 def source_of(ledger: Ledger) -> str:
     """What a hub knows this ledger as. A data folder that was copied to another machine is another source."""
     with ledger.reading() as session:
-        return f"{session.scalars(sa.select(LedgerAboutRow.id)).one()}@{socket.gethostname()}"
+        return _source(session.scalars(sa.select(LedgerAboutRow)).one())
 
 
 def read_changes(ledger: Ledger, after: int, changes: int = CHANGES) -> Shipment | None:
@@ -49,5 +49,9 @@ def read_changes(ledger: Ledger, after: int, changes: int = CHANGES) -> Shipment
         for table, record in _TABLES:
             rows = sa.select(table).where(table.revision > after, table.revision <= upto).order_by(table.revision)
             records += [record.model_validate(row) for row in session.scalars(rows)]
-        source = f"{about.id}@{socket.gethostname()}"
+        source = _source(about)
     return Shipment(ledger=source, after=after, upto=upto, records=tuple(records))
+
+
+def _source(about: LedgerAboutRow) -> str:
+    return f"{about.id}@{socket.gethostname()}"

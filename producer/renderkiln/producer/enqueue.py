@@ -12,7 +12,6 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
 
 import redis
 from rq import Queue, Retry
@@ -20,6 +19,7 @@ from rq.job import Job as RqJob
 from rq.registry import CanceledJobRegistry, FailedJobRegistry, FinishedJobRegistry
 from rq.serializers import JSONSerializer
 
+from renderkiln.home.fences import next_fence
 from renderkiln.schema import names
 from renderkiln.schema.errors import ServerUnavailableError
 from renderkiln.schema.events import Submitted
@@ -141,7 +141,7 @@ def _enqueue_chunk(
                 move.write(pipe)
             for job, state in stale:
                 _forget(connection, pipe, job, state)
-            _push(connection, pipe, fresh, queues, max(above + 1, _fence_now(connection)))
+            _push(connection, pipe, fresh, queues, next_fence(connection, above))
             if listing is not None:
                 _list(pipe, chunk, listing, tally)
             _announce(pipe, fresh)
@@ -188,13 +188,6 @@ def _announce(pipe: redis.client.Pipeline, jobs: Sequence[Job]) -> None:
     for batch, ids in by_batch.items():
         event = Submitted(time=time.time(), batch=batch, jobs=tuple(ids))
         pipe.xadd(names.EVENTS, {"event": event.model_dump_json()}, maxlen=names.EVENTS_LENGTH, approximate=True)
-
-
-def _fence_now(connection: redis.Redis) -> int:
-    """The fence of what is queued now (`names.FENCE`): the server's clock, as for workers' claims."""
-    answer: Any = connection.time()
-    seconds, microseconds = answer
-    return int(seconds) * 1_000_000 + int(microseconds)
 
 
 def _push(

@@ -155,9 +155,16 @@ def parse_job(text: str | bytes) -> Job:
         job = Job.model_validate_json(text)
     except ValidationError as error:
         raise InvalidSpecError(f"not a job: {describe_validation_error(error, Job.model_fields)}") from None
-    if job.id != job_id(job.spec, job, job.again):
-        raise InvalidSpecError(f"job {job.id} does not hold what its id was taken from")
+    if fault := fault_of_id(job):
+        raise InvalidSpecError(fault)
     return job
+
+
+def fault_of_id(job: Job) -> str | None:
+    """What is wrong with the id of a job that somebody hands in, as a sentence; None: nothing."""
+    if job.id == job_id(job.spec, job, job.again):
+        return None
+    return f"job {job.id} does not hold what its id was taken from"
 
 
 class ImageResult(Frozen):

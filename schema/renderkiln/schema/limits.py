@@ -12,6 +12,10 @@ MAX_FIELD = 1 << 16
 MAX_ANNOUNCEMENT = 1 << 20
 #: An event of the stream: like a result.
 MAX_EVENT = MAX_META
+#: What a worker's ledger tells the hub at once: some hundred rows, with the logs of attempts that failed.
+MAX_SHIPMENT = 32 << 20
+#: A note of a picture that another worker may go on from; one of the longest addresses stays far below.
+MAX_NOTE = 1 << 14
 #: A message on a channel: a command, or a step that was done.
 MAX_MESSAGE = 1 << 16
 #: One reply of Redis as it comes to lie in memory; the connection is closed before more is read.

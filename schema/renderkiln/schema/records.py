@@ -18,11 +18,9 @@ from typing import Annotated, Any, Literal, TypeAlias
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, field_validator
 
 from .errors import InvalidSpecError
-from .jobs import BatchId, ImageResult, Job, JobId, JobStatus, job_id
+from .jobs import BatchId, ImageResult, Job, JobId, JobStatus, fault_of_id
+from .limits import MAX_SHIPMENT
 from .spec import Frozen, describe_validation_error
-
-#: Bytes of a shipment that are looked at.
-MAX_SHIPMENT = 32 << 20
 
 #: Which of two words about a job holds that come from the same claim: it is started before it is given back or ends.
 #: Where a rescuer set aside what its worker had finished after all, the pictures are there; what a person canceled is
@@ -68,8 +66,8 @@ class JobRecord(_Record):
     @field_validator("job")
     @classmethod
     def _is_named_by_its_content(cls, job: Job) -> Job:
-        if job.id != job_id(job.spec, job, job.again):
-            raise ValueError(f"job {job.id} does not hold what its id was taken from")
+        if fault := fault_of_id(job):
+            raise ValueError(fault)
         return job
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,7 +18,6 @@ from .wording import count
 if TYPE_CHECKING:
     from renderkiln.home.ledger import Ledger
     from renderkiln.home.settings import Settings
-    from renderkiln.producer.hub.repair import Findings
 
 #: Seconds after which a half-written file has no living writer.
 _STALE = 3600
@@ -100,7 +100,7 @@ def repair(
         with answering():
             found = look(known, connection)
             said: dict[str, Any] = {"dry_run": dry_run, "ledger": str(known.path), "changes_taken_over": taken_over}
-            said |= _findings(found)
+            said |= asdict(found)
             if not dry_run:
                 mended = mend(known, connection, folder, found)
                 said["not_mended"] = [{"job": job_id, "why": why} for job_id, why in mended.failed]
@@ -152,10 +152,6 @@ def _take_over(known: Ledger, other: Path) -> int:
         return after
     finally:
         source.close()
-
-
-def _findings(found: Findings) -> dict[str, list[str]]:
-    return {"lost": found.lost, "stuck": found.stuck, "unknown": found.unknown, "behind": found.behind}
 
 
 def _with_progress(known: Ledger, look: Any) -> Any:

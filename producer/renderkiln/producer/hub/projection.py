@@ -14,6 +14,7 @@ from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.orm import Session
 
 from renderkiln.home.ledger import Ledger
+from renderkiln.home.ledger_changes import columns_of
 from renderkiln.schema.records import (
     STATUS_RANKS,
     AttemptRecord,
@@ -61,19 +62,9 @@ def take_over(session: Session, record: Record) -> None:
     values = record.model_dump(exclude={"table"})
     if isinstance(record, JobRecord):
         _batch(session, record)
-        job = record.job
-        values |= {
-            "id": job.id,
-            "index": job.index,
-            "spec_digest": job.spec.digest,
-            "model": job.spec.model,
-            "prompt": job.spec.prompt,
-            "num_images": job.num_images,
-            "job": job.model_dump(mode="json"),
-            "status": record.status.value,
-        }
+        values |= columns_of(record.job) | {"batch_id": record.batch_id, "status": record.status.value}
         _newer(session, JobRow, record, values, ["id"])
-        earlier = sa.and_(JobRow.id == job.id, JobRow.first_seen > record.first_seen)
+        earlier = sa.and_(JobRow.id == record.job.id, JobRow.first_seen > record.first_seen)
         session.execute(sa.update(JobRow).where(earlier).values(first_seen=record.first_seen))
     elif isinstance(record, AttemptRecord):
         _newer(session, AttemptRow, record, values, ["execution_id"])

@@ -112,10 +112,10 @@ def mend(ledger: Ledger, connection: redis.Redis, folder: DataFolder, found: Fin
         mended.queued_again += requeue(connection, sendable, above=fence)
     relist(connection, _listings(ledger, found.lost))
     mended.put_back = sum(put_back(connection, job_id) for job_id in found.stuck)
-    # What was queued again is open under a new fence now, which the ledger has to know.
-    for part in _parts([*found.unknown, *found.behind, *found.lost]):
+    for part in _parts([*found.unknown, *found.behind]):
         mended.taken_over += take_from_redis(ledger, connection, part)
-    mended.taken_over -= mended.queued_again
+    for part in _parts(found.lost):  # they are open under a new fence now, which the ledger has to know
+        take_from_redis(ledger, connection, part)
     return mended
 
 

@@ -37,14 +37,17 @@ _LOOK_INTO_SPOOL = 0.2
 _MOST_PENDING = 4
 
 
-def run_attempt(job: Job, execution_id: str, around: Surroundings, begin: Callable[[], None]) -> Outcome:
+def run_attempt(
+    job: Job, execution_id: str, around: Surroundings, begin: Callable[[], None], *, resumes: bool = False
+) -> Outcome:
     """Makes the pictures of a job that are not there yet. Does not raise for what a job can suffer.
 
     Args:
         begin: records that the attempt has begun.
+        resumes: whether somebody had begun the job before.
     """
     outcome = Outcome()
-    attempt = _Attempt(job, execution_id, around, outcome)
+    attempt = _Attempt(job, execution_id, around, outcome, resumes)
     try:
         attempt.run(begin)
     except errors.CanceledError:
@@ -66,8 +69,9 @@ def run_attempt(job: Job, execution_id: str, around: Surroundings, begin: Callab
 
 
 class _Attempt:
-    def __init__(self, job: Job, execution_id: str, around: Surroundings, outcome: Outcome) -> None:
+    def __init__(self, job: Job, execution_id: str, around: Surroundings, outcome: Outcome, resumes: bool) -> None:
         self._job, self._execution_id, self._around, self._outcome = job, execution_id, around, outcome
+        self._resumes = resumes
         self._renderer, self._signals = around.renderer, around.signals
         self._vigil = Vigil(job, around)
         #: Images that this attempt rendered and that wait in the spool.
@@ -175,10 +179,8 @@ class _Attempt:
                     self._around.warm_up_ran_out(message.message)
 
     def _find_pictures(self, store: Store) -> set[int]:
-        around = self._around
-        return find_pictures(
-            self._job, store, around.ledger, around.places.spool, self._outcome.images, around.left_by_others
-        )
+        around, left = self._around, partial(self._around.left_by_others, self._resumes)
+        return find_pictures(self._job, store, around.ledger, around.places.spool, self._outcome.images, left)
 
     def _wait_for_spool(self, waiting: set[int]) -> None:
         """Waits for pictures that were rendered earlier, and are in the spool, to arrive.

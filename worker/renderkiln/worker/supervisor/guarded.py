@@ -12,6 +12,7 @@ from typing import Any
 import psutil
 import redis
 from rq import Queue, SimpleWorker
+from rq.job import Job as RqJob
 from rq.worker_registration import REDIS_WORKER_KEYS, WORKERS_BY_QUEUE_KEY
 
 from renderkiln.home.reading import is_wrong_type, read_hashes
@@ -25,6 +26,11 @@ from .rescue import process_of
 from .signals import Signals
 
 log = logging.getLogger("renderkiln.supervisor")
+
+
+def types_of(rq_job: RqJob) -> Mapping[str, str]:
+    """The type of each key of one job; those that jobs share are `GuardedWorker.types_by_key`."""
+    return {rq_job.key: "hash", f"rq:executions:{rq_job.id}": "zset"}
 
 
 class GuardedWorker(SimpleWorker):  # type: ignore[misc]  # RQ is untyped to us

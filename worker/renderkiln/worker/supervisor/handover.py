@@ -21,9 +21,8 @@ from renderkiln.home.store import Store
 from renderkiln.schema import names
 from renderkiln.schema.errors import ImageInputError
 from renderkiln.schema.jobs import ImageResult, Job
+from renderkiln.schema.limits import MAX_NOTE
 
-#: Bytes of a note that are looked at; one of the longest addresses stays far below.
-_MAX_NOTE = 1 << 14
 #: Notes that are asked for at once.
 _CHUNK = 500
 
@@ -68,7 +67,7 @@ def _noted(connection: Any, job: Job, missing: Sequence[int]) -> Iterator[ImageR
         except redis.RedisError:
             return
         for k, note in zip(asked, notes, strict=True):
-            if note is None or len(note) > _MAX_NOTE:
+            if note is None or len(note) > MAX_NOTE:
                 continue
             try:
                 image = ImageResult.model_validate_json(note)

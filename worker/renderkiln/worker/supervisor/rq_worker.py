@@ -29,6 +29,7 @@ from rq.serializers import JSONSerializer
 from rq.utils import now as rq_now
 from rq.worker.base import WorkerStatus
 
+from renderkiln.home.fences import next_fence
 from renderkiln.home.workers import live_workers
 from renderkiln.schema import names
 from renderkiln.schema.errors import InvalidSpecError, LedgerError
@@ -39,7 +40,7 @@ from renderkiln.schema.workers import WorkerInfo
 
 from .endings import add_end, hear_cancel, publish, refuse
 from .gate import Gate
-from .guarded import GuardedWorker
+from .guarded import GuardedWorker, types_of
 from .health import Health
 from .listening import Listener
 from .outage import Backoff, is_outage, ride_out
@@ -48,7 +49,7 @@ from .postponing import Postponed
 from .refusals import Refusals
 from .rescue import rescue
 from .signals import Signals
-from .taking import claim, counter, next_fence, put_back, take
+from .taking import claim, counter, put_back, take
 from .verdicts import Verdict, in_words, judge, remember, result_of
 
 log = logging.getLogger("renderkiln.supervisor")
@@ -305,7 +306,7 @@ class RenderWorker(GuardedWorker):
                 claimed.append(self.execution)
 
         self.execution = None
-        self._ride_out(try_once, f"starting job {job.id}", _types_by_key(rq_job))
+        self._ride_out(try_once, f"starting job {job.id}", types_of(rq_job))
         if not claimed:
             return None
         self._next_heartbeat = time.monotonic() + self._lease / 3
@@ -354,7 +355,7 @@ class RenderWorker(GuardedWorker):
         about = {"worker": self.name, "host": self.hostname or "", "number": current.number, "seconds": seconds}
         result = result_of(job, outcome, verdict, **about)
         self._ride_out(
-            lambda: self._write_end(current, queue, outcome, result, verdict), said, _types_by_key(current.rq_job)
+            lambda: self._write_end(current, queue, outcome, result, verdict), said, types_of(current.rq_job)
         )
 
     def _live_workers(self) -> list[WorkerInfo]:
@@ -396,7 +397,3 @@ class RenderWorker(GuardedWorker):
             else:
                 log.warning("job %s is no longer this attempt's: its end is written already, or another's", rq_job.id)
         self.execution = None
-
-
-def _types_by_key(rq_job: RqJob) -> Mapping[str, str]:
-    return {rq_job.key: "hash", f"rq:executions:{rq_job.id}": "zset"}

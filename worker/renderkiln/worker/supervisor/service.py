@@ -121,8 +121,6 @@ class _Service:
         self._ledger = Ledger(self._folder.ledger)
         self._name = options.name or f"{socket.gethostname().split('.')[0]}-{os.getpid()}"
         self._started_at = time.time()
-        #: Of the attempt at hand: whether somebody had begun its job before.
-        self._resumes = False
         self._device: str = settings.device
         self._signals = Signals()
         self._refusals = Refusals()
@@ -193,7 +191,7 @@ class _Service:
             pause=self._pause,
             urge=lambda: self._redelivery.wake(),
             inputs=partial(read_inputs, self._redis),
-            left_by_others=lambda *asked: left_by_others(self._redis, self._resumes, *asked),
+            left_by_others=partial(left_by_others, self._redis),
             form_of=self._forms.of,
             give_up_form=self._forms.give_up,
             memory_of=self._memory.order,
@@ -322,10 +320,9 @@ class _Service:
             self._name,
             current.fence,
         )
-        self._resumes = current.resumes
         self._keeper.take_peak()
         self._log.begin()
-        outcome = run_attempt(current.job, current.execution.id, self._around, begin)
+        outcome = run_attempt(current.job, current.execution.id, self._around, begin, resumes=current.resumes)
         self._after(current.job.spec.model, outcome)
         self._gate.learn(current.job.spec.model, outcome)
         outcome.log = self._log.text if outcome.failure is not None else ""

@@ -34,8 +34,8 @@ class Surroundings:
     #: Has what is in the spool brought to its store, if that is there.
     urge: Callable[[], None]
     inputs: Callable[[Job], Mapping[str, bytes]]
-    #: Which of these images of a job another worker left in a store: see `handover`.
-    left_by_others: Callable[[Job, Store, Sequence[int]], Iterable[ImageResult]]
+    #: Which of these images of a job, which somebody may have begun before, were left in a store: see `handover`.
+    left_by_others: Callable[[bool, Job, Store, Sequence[int]], Iterable[ImageResult]]
     #: In which form a model is to be rendered now; None where that is for the renderer to say.
     form_of: Callable[[str], FormName | None]
     #: Told that a model's pictures came out broken; whether there is another form to try.

@@ -128,15 +128,6 @@ def counter(rq_job: RqJob, name: str) -> int:
     return found if isinstance(found, int) and found > 0 else 0
 
 
-def next_fence(connection: Any, before: int) -> int:
-    """A number for a claim: above `before`, and by the server's clock (microseconds since 1970) above all earlier ones.
-
-    The clock decides where the number before is lost, as when a job is queued anew after Redis was emptied.
-    """
-    seconds, microseconds = (int(part) for part in connection.time())
-    return max(before + 1, seconds * 1_000_000 + microseconds)
-
-
 def claim(connection: Any, rq_job: RqJob, queue: Queue, add: Callable[[Any], None], halfway: str = "") -> bool:
     """Makes a job that was taken this worker's; False where it no longer waits, and so is nobody's to start.
 
