@@ -185,6 +185,47 @@ def test_entries_that_cannot_be_read_are_dropped_and_counted(hub: Hub, connectio
     assert connection.xlen(names.RECORDS) == 0
 
 
+def test_what_is_more_than_one_reply_may_hold_is_read_in_pieces(
+    hub: Hub, outbox: Outbox, ledger: Ledger, connection: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settle(hub)
+    monkeypatch.setattr("renderkiln.home.replies.MAX_REPLY", 1 << 16)
+    jobs = [a_job(number) for number in range(4)]
+    for number, job in enumerate(jobs):
+        connection.xadd(names.RECORDS, {"other": "x" * 30_000})
+        do(ledger, job, f"e{number}", "mini-1", number + 1)
+        assert outbox.send() == 1
+        connection.xadd(names.EVENTS, {"other": "x" * 30_000})
+    for _ in range(12):
+        hub.step(block=0)
+    assert [status_of(hub, job.id) for job in jobs] == [JobStatus.FINISHED] * 4
+    assert hub.counts.unreadable == 4
+    assert connection.xlen(names.RECORDS) == 0
+
+
+def test_an_entry_that_is_too_large_for_a_reply_stops_nothing(
+    hub: Hub,
+    outbox: Outbox,
+    ledger: Ledger,
+    queue: RenderQueue,
+    connection: redis.Redis,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    settle(hub)
+    monkeypatch.setattr("renderkiln.home.replies.MAX_REPLY", 1 << 16)
+    connection.xadd(names.RECORDS, {"shipment": "x" * 100_000})
+    connection.xadd(names.EVENTS, {"event": "x" * 100_000})
+    do(ledger, a_job(1), "e1", "mini-1", 1)
+    outbox.send()
+    behind = queue.submit(prompt="a red dog")
+    for _ in range(8):
+        hub.step(block=0)
+    assert hub.counts.unreadable == 2
+    assert connection.xlen(names.RECORDS) == 0
+    assert status_of(hub, a_job(1).id) is JobStatus.FINISHED
+    assert status_of(hub, behind.id) is JobStatus.QUEUED, "what an event told of behind the large one is known"
+
+
 @pytest.mark.parametrize("host", [socket.gethostname(), "elsewhere"])
 def test_one_hub_is_enough(make_hub: Callable[[], Hub], connection: redis.Redis, host: str) -> None:
     connection.set(names.HUB, f"{host}-{os.getppid()}-0a1b2c3d")

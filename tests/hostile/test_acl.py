@@ -31,6 +31,7 @@ from renderkiln.producer.live import Watcher
 from renderkiln.producer.overview import recent_batches
 from renderkiln.schema import JobStatus, names
 from renderkiln.schema.jobs import Failure
+from renderkiln.schema.limits import MAX_REPLY
 from renderkiln.schema.workers import WorkerInfo
 from renderkiln.worker.supervisor.ahead import peek
 from renderkiln.worker.supervisor.announcing import announce, withdraw
@@ -194,6 +195,11 @@ def test_a_hub_does_all_its_work_under_its_line(client: Client, queue: RenderQue
         assert Outbox(client("worker"), ledger).send() == 1
         for _ in range(3):
             hub.step(block=0)
+        client("admin").xadd(names.RECORDS, {"shipment": bytes(MAX_REPLY)})
+        client("admin").xadd(names.EVENTS, {"event": bytes(MAX_REPLY)})
+        for _ in range(3):
+            hub.step(block=0)
+        assert hub.counts.unreadable == 2
         client("admin").flushall()
         for _ in range(3):
             hub.step(block=0)

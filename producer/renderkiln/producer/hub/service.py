@@ -13,6 +13,7 @@ import secrets
 import socket
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +23,7 @@ from pydantic import ValidationError
 
 from renderkiln.home.folder import DataFolder
 from renderkiln.home.ledger import Ledger
+from renderkiln.home.replies import ReplyTooLargeError
 from renderkiln.schema import names
 from renderkiln.schema.errors import InvalidSpecError, LedgerError, ServerUnavailableError, WorkerUnavailableError
 from renderkiln.schema.events import Ended, Submitted, parse_event
@@ -40,6 +42,8 @@ _BLOCK = 1000
 #: A repair may take this part of the hub's time at most.
 _SHARE = 0.05
 _LONGEST_WAIT = 5.0
+#: Entries of either stream that are read at once, where they fit one reply.
+_SHIPMENTS, _EVENTS = 50, 1000
 
 
 @dataclass
@@ -170,15 +174,16 @@ class Hub:
 
     def _take_shipments(self, block: int) -> bool:
         """Takes over what is there; whether there was anything."""
-        last, wait = ("0", None) if self._has_left_overs else (">", block or None)
         try:
-            reply = self._redis.xreadgroup(names.RECORDS_GROUP, "hub", {names.RECORDS: last}, count=50, block=wait)
+            entries = self._shipments_at_hand(block)
         except redis.ResponseError as error:
             if "NOGROUP" not in str(error):
                 raise
             self._redis.delete(names.RECORDS_EPOCH)  # somebody removed the group: begin anew
             return False
-        entries = reply[0][1] if reply else []
+        except ReplyTooLargeError:
+            self._drop_first_shipment()
+            return True
         if not entries:
             was_old, self._has_left_overs = self._has_left_overs, False
             return was_old
@@ -193,6 +198,36 @@ class Hub:
             pipe.execute()
         self.counts.shipments += len(shipments)
         return True
+
+    def _shipments_at_hand(self, block: int) -> list[Any]:
+        """Entries that were handed to this hub, or one before it, and are not acknowledged.
+
+        Raises:
+            ReplyTooLargeError: the first alone is more than one reply may hold.
+        """
+
+        def read(last: str, count: int, wait: int | None) -> list[Any]:
+            streams = {names.RECORDS: last}
+            reply = self._redis.xreadgroup(names.RECORDS_GROUP, "hub", streams, count=count, block=wait)
+            return reply[0][1] if reply else []
+
+        if not self._has_left_overs:
+            try:
+                return read(">", _SHIPMENTS, block or None)
+            except ReplyTooLargeError:
+                self._has_left_overs = True  # Redis has handed them over, though they were not seen
+        return _as_many_as_fit(lambda count: read("0", count, None), _SHIPMENTS)
+
+    def _drop_first_shipment(self) -> None:
+        """Without a look at it: it is larger than any that a worker sends."""
+        for entry in self._redis.xpending_range(names.RECORDS, names.RECORDS_GROUP, "-", "+", 1, "hub"):
+            identity = entry["message_id"]
+            with self._redis.pipeline() as pipe:
+                pipe.xack(names.RECORDS, names.RECORDS_GROUP, identity)
+                pipe.xdel(names.RECORDS, identity)
+                pipe.execute()
+            self.counts.unreadable += 1
+            log.warning("entry %s of %s is dropped: it is too large", identity.decode(), names.RECORDS)
 
     def _shipment(self, fields: dict[bytes, bytes]) -> Shipment | None:
         try:
@@ -209,7 +244,11 @@ class Hub:
         """Takes over jobs that events tell of; whether there were any events."""
         with self._ledger.reading() as session:
             last = position_of(session, names.EVENTS) or "0-0"
-        reply = self._redis.xread({names.EVENTS: last}, count=1000)
+        try:
+            reply = _as_many_as_fit(lambda count: self._redis.xread({names.EVENTS: last}, count=count), _EVENTS)
+        except ReplyTooLargeError:
+            self._pass_over_events()
+            return True
         if not reply:
             return False
         entries = reply[0][1]
@@ -222,6 +261,30 @@ class Hub:
         with self._ledger.writing() as session:
             set_position(session, names.EVENTS, entries[-1][0].decode())
         return True
+
+    def _pass_over_events(self) -> None:
+        """Goes on behind all that are there, of which the first is too large; a repair finds what they told of."""
+        end = self._redis.xadd(names.EVENTS, {"event": ""})  # nobody reads it: it tells where the stream ends
+        with self._ledger.writing() as session:
+            set_position(session, names.EVENTS, end.decode())
+        self._repair_at = 0.0
+        self.counts.unreadable += 1
+        log.warning("entries of %s before %s are passed over: one is too large", names.EVENTS, end.decode())
+
+
+def _as_many_as_fit(read: Callable[[int], list[Any]], most: int) -> list[Any]:
+    """What `read` gives when asked for the most entries that one reply can hold.
+
+    Raises:
+        ReplyTooLargeError: one alone is too large.
+    """
+    while True:
+        try:
+            return read(most)
+        except ReplyTooLargeError:
+            if most == 1:
+                raise
+            most = max(1, most // 8)
 
 
 def _is_gone(hub: str) -> bool:
