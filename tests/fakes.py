@@ -105,27 +105,31 @@ class FakeWorker:
         return count
 
     def image(self, job: Job, k: int) -> ImageResult:
-        spec = job.image_spec(k)
-        data = f"picture {spec.digest}".encode()
-        folder = self.pictures or Path("/nowhere")
-        path = folder / f"{job.id}-{k}.png"
-        if self.pictures is not None:
-            path.write_bytes(data)
-        return ImageResult(
-            k=k,
-            index=job.index + k,
-            seed=spec.seed,
-            digest=spec.digest,
-            url=str(path),
-            sha256=hashlib.sha256(data).hexdigest(),
-            size_bytes=len(data),
-            width=64,
-            height=64,
-            seconds=0.5,
-        )
+        return image_of(job, k, self.pictures)
 
     def say(self, event: Event) -> None:
         self.connection.xadd(names.EVENTS, {"event": event.model_dump_json()})
+
+
+def image_of(job: Job, k: int = 0, folder: Path | None = None, text: str = "picture") -> ImageResult:
+    """A picture of a job; its file, which shows nothing, is written where the folder is there."""
+    data = f"{text} {job.id} {k}".encode()
+    path = (folder or Path("/nowhere")) / f"{job.id}-{k}.png"
+    if folder is not None and folder.is_dir():
+        path.write_bytes(data)
+    spec = job.image_spec(k)
+    return ImageResult(
+        k=k,
+        index=job.index + k,
+        seed=spec.seed,
+        digest=spec.digest,
+        url=str(path),
+        sha256=hashlib.sha256(data).hexdigest(),
+        size_bytes=len(data),
+        width=64,
+        height=64,
+        seconds=0.5,
+    )
 
 
 def announce_worker(

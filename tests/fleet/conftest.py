@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import redis
+from tests.fakes import image_of
 
 from renderkiln.home.folder import DataFolder
 from renderkiln.home.ledger import Ledger
@@ -21,31 +21,10 @@ def a_job(number: int, batch: str = "cats-1", **options: object) -> Job:
     return make_job(spec, JobOptions(**options), batch=batch, index=number)  # type: ignore[arg-type]
 
 
-def an_image(job: Job, k: int = 0, text: str = "picture", folder: Path = Path("/renders")) -> ImageResult:
-    """A picture of a job; its file is written where the folder is there."""
-    data = f"{text} {job.id} {k}".encode()
-    path = folder / f"{job.id}-{k}.png"
-    if folder.is_dir():
-        path.write_bytes(data)
-    spec = job.image_spec(k)
-    return ImageResult(
-        k=k,
-        index=job.index + k,
-        seed=spec.seed,
-        digest=spec.digest,
-        url=str(path),
-        sha256=hashlib.sha256(data).hexdigest(),
-        size_bytes=len(data),
-        width=64,
-        height=64,
-        seconds=0.5,
-    )
-
-
 def do(ledger: Ledger, job: Job, execution: str, worker: str, fence: int, image: ImageResult | None = None) -> None:
     """A whole attempt at a job of one image, as a worker tells its ledger of it."""
     ledger.attempt_started(job, execution, 1, worker, fence)
-    ledger.image_recorded(job.id, image or an_image(job), execution)
+    ledger.image_recorded(job.id, image or image_of(job), execution)
     ledger.attempt_ended(job.id, execution, "finished", status=JobStatus.FINISHED)
 
 

@@ -11,6 +11,7 @@ import pytest
 import sqlalchemy as sa
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.fakes import image_of
 
 from renderkiln.home.ledger import Ledger
 from renderkiln.home.outbox import read_changes
@@ -20,7 +21,7 @@ from renderkiln.schema.jobs import Failure, JobStatus
 from renderkiln.schema.records import Shipment, parse_shipment
 from renderkiln.schema.tables import Base
 
-from .conftest import a_job, an_image, do
+from .conftest import a_job, do
 
 TOLD = ("batches", "workers", "jobs", "attempts", "images")
 JOBS = [a_job(number) for number in range(3)]
@@ -78,7 +79,7 @@ class Told:
                 at_work[who, which] = execution = f"e{number}"
                 ledger.attempt_started(job, execution, 1, WORKERS[who], fence=number)
             elif execution is not None and what == "image":
-                ledger.image_recorded(job.id, an_image(job, text=f"{who}{number}"), execution)
+                ledger.image_recorded(job.id, image_of(job, text=f"{who}{number}"), execution)
             elif execution is not None:
                 status = {"finish": JobStatus.FINISHED, "fail": JobStatus.FAILED, "return": JobStatus.QUEUED}[what]
                 failure = Failure(kind="store", message=f"no {number}") if what == "fail" else None

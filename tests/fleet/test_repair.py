@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import redis
 from rq.job import Job as RqJob
-from tests.fakes import FakeWorker
+from tests.fakes import FakeWorker, image_of
 from typer.testing import CliRunner
 
 from renderkiln.home.folder import DataFolder
@@ -27,7 +27,7 @@ from renderkiln.producer.hub.projection import project
 from renderkiln.producer.hub.repair import gone_files, look, mend, queue_gone, take_from_redis
 from renderkiln.schema.jobs import JobStatus
 
-from .conftest import a_job, an_image, do
+from .conftest import a_job, do
 
 QUEUE = "rq:queue:renderkiln:normal:shapes"
 
@@ -137,9 +137,9 @@ def test_files_that_are_gone_are_listed_and_rendered_again(
     store.mkdir()
     jobs = [a_job(number) for number in range(4)]
     for number, job in enumerate(jobs):
-        do(ledger, job, f"e{number}", "mini-1", number + 1, an_image(job, folder=store))
+        do(ledger, job, f"e{number}", "mini-1", number + 1, image_of(job, folder=store))
     elsewhere = a_job(9)
-    do(ledger, elsewhere, "e9", "mini-1", 9, an_image(elsewhere, folder=tmp_path / "another-macs"))
+    do(ledger, elsewhere, "e9", "mini-1", 9, image_of(elsewhere, folder=tmp_path / "another-macs"))
     shipment = read_changes(ledger, 0)
     assert shipment is not None
     project(known, [shipment])

@@ -18,10 +18,11 @@ from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
+from tests.fakes import image_of
 
 import renderkiln.schema
 from renderkiln.home.ledger import BUSY_TIMEOUT, Ledger
-from renderkiln.schema import Failure, ImageResult, Job, JobStatus, make_job, parse_options, parse_spec
+from renderkiln.schema import Failure, Job, JobStatus, make_job, parse_options, parse_spec
 from renderkiln.schema.errors import LedgerError
 from renderkiln.schema.tables import Base
 
@@ -50,23 +51,6 @@ def ledger(tmp_path: Path, open_ledger: Callable[[Path], Ledger]) -> Ledger:
 
 def a_job(prompt: str = "a cat", index: int = 0, **options: Any) -> Job:
     return make_job(parse_spec({"prompt": prompt}), parse_options(options), batch="cats-1", index=index)
-
-
-def an_image(job: Job, k: int = 0, **changes: Any) -> ImageResult:
-    spec = job.image_spec(k)
-    fields: dict[str, Any] = {
-        "k": k,
-        "index": job.index + k,
-        "seed": spec.seed,
-        "digest": spec.digest,
-        "url": f"/out/{k}.png",
-        "sha256": "0" * 64,
-        "size_bytes": 5,
-        "width": 64,
-        "height": 64,
-        "seconds": 0.5,
-    }
-    return ImageResult(**(fields | changes))
 
 
 def test_opening_makes_the_tables_and_opening_again_changes_nothing(
@@ -189,7 +173,7 @@ def test_a_job_is_followed_from_its_attempt_to_its_result(ledger: Ledger) -> Non
     started = ledger.result(job.id)
     assert started is not None
     assert (started.status, started.worker, started.host, started.attempt) == (JobStatus.STARTED, "mini-1", "mini", 1)
-    images = [an_image(job, k) for k in (0, 1)]
+    images = [image_of(job, k) for k in (0, 1)]
     for image in reversed(images):
         ledger.image_recorded(job.id, image, "e1")
     ledger.attempt_ended(
@@ -220,10 +204,10 @@ def test_a_failure_is_kept_and_a_later_success_clears_it(ledger: Ledger) -> None
 def test_a_picture_that_is_recorded_twice_is_one_row(ledger: Ledger) -> None:
     job = a_job()
     ledger.attempt_started(job, "e1", 1, "mini-1")
-    ledger.image_recorded(job.id, an_image(job), "e1")
-    ledger.image_recorded(job.id, an_image(job), "e1")
+    ledger.image_recorded(job.id, image_of(job), "e1")
+    ledger.image_recorded(job.id, image_of(job), "e1")
     assert ledger.counts()["images"] == 1
-    moved = an_image(job, url="/elsewhere/0.png", size_bytes=6, sha256="1" * 64)
+    moved = image_of(job).model_copy(update={"url": "/elsewhere/0.png", "size_bytes": 6, "sha256": "1" * 64})
     ledger.image_recorded(job.id, moved, "e1")
     assert ledger.images_of(job.id) == [moved]
 
@@ -247,7 +231,7 @@ def test_pictures_are_found_by_digest_whichever_job_they_belong_to(ledger: Ledge
     job = a_job(num_images=3)
     ledger.attempt_started(job, "e1", 1, "mini-1")
     for k in range(3):
-        ledger.image_recorded(job.id, an_image(job, k), "e1")
+        ledger.image_recorded(job.id, image_of(job, k), "e1")
     wanted = [job.image_spec(k).digest for k in (0, 2)]
     many = [f"{number:064x}" for number in range(1200)]
     assert set(ledger.images_by_digest([*many, *wanted])) == set(wanted)
@@ -259,7 +243,7 @@ def test_results_of_a_batch_come_by_index_and_do_not_stand_in_the_way_of_other_c
         ledger.attempt_started(job, f"e{number}", 1, "mini-1")
     seen = []
     for result in ledger.batch_results("cats-1"):
-        ledger.image_recorded(result.job_id, an_image(jobs[0]), None)
+        ledger.image_recorded(result.job_id, image_of(jobs[0]), None)
         seen.append(result.job_id)
     assert seen == [jobs[1].id, jobs[2].id, jobs[0].id]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 
@@ -11,12 +10,10 @@ from rq.job import Job as RqJob
 from rq.scheduler import RQScheduler
 from tests.fakes import announce_worker
 
-from renderkiln.home.workers import live_workers
 from renderkiln.schema import names
 from renderkiln.schema.jobs import Failure, JobStatus
 from renderkiln.worker.supervisor import postponing, rq_worker, verdicts
 from renderkiln.worker.supervisor.fates import NO_WAIT_IS_LONGER
-from renderkiln.worker.supervisor.health import MOST_FAILED
 from renderkiln.worker.supervisor.outcomes import Outcome
 from renderkiln.worker.supervisor.postponing import Postponed
 from renderkiln.worker.supervisor.rq_worker import Current
@@ -51,19 +48,6 @@ def test_what_is_held_up_is_left_to_the_worker_whose_spool_has_its_pictures(two:
     a.let_waits_end()
     assert a.look()
     assert a.house.queue.status(job) is JobStatus.FINISHED
-
-
-def test_jobs_that_a_store_holds_up_do_not_make_a_worker_unwell(bench: Bench) -> None:
-    bench.does = lambda current: Outcome(failure=Failure(kind="store", message="no route to host"), held_up=True)
-    for number in range(MOST_FAILED + 1):
-        bench.house.submit(f"number {number}")
-    for _ in range(MOST_FAILED + 1):
-        assert bench.look()
-    assert len({current.job.id for current in bench.attempts}) == MOST_FAILED + 1
-    assert bench.health.reason is None
-
-
-# Waiting.
 
 
 def test_a_failed_job_waits_its_time_where_rq_looks_for_such_jobs(bench: Bench) -> None:
@@ -360,57 +344,3 @@ def test_rescues_count_for_each_job_and_what_is_set_aside_says_so(bench: Bench) 
     assert result.failure is not None
     assert result.failure.message.startswith("its worker died 3 times while rendering it, the last time bench;")
     assert (result.worker, result.attempt) == ("bench", 3)
-
-
-# A worker on which job after job fails.
-
-
-def make_unwell(bench: Bench) -> None:
-    for number in range(MOST_FAILED):
-        bench.house.submit(f"prompt {number}")
-    bench.fail("bad_image")
-    for _ in range(MOST_FAILED):
-        assert bench.look()
-
-
-def test_an_unwell_worker_takes_nothing_until_it_may_try_again(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    make_unwell(bench)
-    job = bench.house.submit()
-    clock = [0.0]
-    bench.health._clock = lambda: clock[0]
-    bench.health._next_try = 3.0
-
-    def sleep() -> None:
-        clock[0] += 1.0
-
-    monkeypatch.setattr(bench.worker._listener, "wait", lambda seconds: sleep())
-    states: list[str] = []
-    monkeypatch.setattr(bench.worker, "_announce", states.append)
-    taken = bench.worker.dequeue_job_and_maintain_ttl(1)
-    assert taken is not None
-    assert (clock[0], states) == (3.0, ["unwell"])
-    bench.does = lambda current: Outcome()
-    bench.worker.execute_job(*taken)
-    bench.worker.heartbeat()
-    assert states == ["unwell", "idle"]
-    assert bench.house.queue.status(job) is JobStatus.FINISHED
-
-
-@pytest.mark.parametrize("owner", [None, os.getpid()], ids=["burst", "owned"])
-def test_an_unwell_worker_that_somebody_waits_for_ends(bench: Bench, owner: int | None) -> None:
-    make_unwell(bench)
-    job = bench.house.submit()
-    bench.worker._owner = owner
-    assert bench.worker.dequeue_job_and_maintain_ttl(None if owner is None else 1) is None
-    assert bench.worker.is_done
-    assert bench.house.queue.status(job) is JobStatus.QUEUED
-
-
-def test_an_unwell_worker_is_shown_as_such(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
-    from renderkiln.producer.cli.looking import status
-
-    reason = "5 different jobs in a row failed here"
-    announce_worker(bench.connection, "tiny", name="mini", state="unwell", reason=reason)
-    assert [worker.reason for worker in live_workers(bench.connection)] == [reason]
-    status(data_dir=bench.house.settings.data_dir)
-    assert f"worker mini: unwell, torch on mps, models tiny\n  {reason}\n" in capsys.readouterr().out
