@@ -13,7 +13,7 @@ from renderkiln.home.ledger import Ledger
 from renderkiln.home.store import Store
 from renderkiln.schema.jobs import ImageResult, Job, JobOptions, make_job
 from renderkiln.schema.spec import RenderSpec
-from renderkiln.worker.protocol import Cancel, Done, Failed, MemoryOrder, Picture, Render
+from renderkiln.worker.protocol import Cancel, Done, Failed, GoOn, MemoryOrder, Picture, Render
 from renderkiln.worker.supervisor.attempt import run_attempt
 from renderkiln.worker.supervisor.away import Away
 from renderkiln.worker.supervisor.delivery import Places
@@ -35,9 +35,11 @@ class SpokenRenderer:
     def __init__(self, signals: Signals) -> None:
         self._signals = signals
         self._says: deque[Any] = deque()
+        self._is_held = False
         self.orders: list[Render] = []
-        #: Called when an order comes.
+        #: Called when an order comes, and when it may go on after a picture.
         self.on_order: Callable[[], object] = lambda: None
+        self.on_go_on: Callable[[], object] = lambda: None
 
     def ensure_running(self) -> None:
         pass
@@ -46,12 +48,16 @@ class SpokenRenderer:
         pass
 
     def kill(self) -> None:
-        self.is_busy = False
+        self.is_busy = self._is_held = False
         self._says.clear()
 
     def send(self, order: Any) -> None:
+        was_held, self._is_held = self._is_held, False
+        if isinstance(order, GoOn):
+            self.on_go_on()
+            return
         if isinstance(order, Cancel):
-            kept = 0 if not order.after_image else 1
+            kept = 1 if order.after_image and not was_held else 0
             while len(self._says) > kept:
                 self._says.pop()
             self._says.append(Failed("canceled", "stopped"))
@@ -66,10 +72,11 @@ class SpokenRenderer:
         self._says.append(Done())
 
     def receive_or(self, other: int, timeout: float) -> Any:
-        if not self._says:
+        if not self._says or self._is_held:
             self._signals.sleep(timeout)
             return None
         message = self._says.popleft()
+        self._is_held = isinstance(message, Picture) and isinstance(self._says[0], Picture)
         self.is_busy = not isinstance(message, (Done, Failed))
         return message
 

@@ -131,14 +131,15 @@ def test_the_first_signal_has_what_waits_for_room_spooled(full: tuple[AttemptBen
     bench.on_pause = lambda reason: setattr(bench.signals, "stop_after_image", True)
     outcome = bench.attempt(job)
     assert outcome.given_back
-    assert [kept.k for kept in bench.spool.pictures()] == [0, 1]
-    # The next worker brings them, and renders nothing.
+    assert [kept.k for kept in bench.spool.pictures()] == [0]
+    # The next worker brings it, and does not render it.
     bench.signals.stop_after_image, bench.on_pause = False, lambda reason: None
+    bench.renderer.on_order = lambda: None
     disk.make_room()
     assert bench.deliver_all()
     outcome = bench.attempt(job)
     assert is_done(outcome, job)
-    assert bench.renderer.rendered == [2]
+    assert bench.renderer.rendered == [2, 1]
     bench.check(job)
 
 
@@ -147,7 +148,7 @@ def test_a_first_signal_is_heard_where_nothing_takes_a_picture(full: tuple[Attem
     bench.spool = Spool(bench.folder.spool, 0)
     bench.on_pause = lambda reason: setattr(bench.signals, "stop_after_image", True)
     outcome = bench.attempt(a_job(6))
-    assert outcome.held_up, "it goes back, and is rendered again"
+    assert outcome.given_back or outcome.held_up, "it goes back, and is rendered again"
 
 
 def test_pictures_of_a_store_that_is_away_are_spooled_and_not_rendered_again(bench: AttemptBench) -> None:
@@ -275,13 +276,13 @@ def test_rows_that_a_locked_ledger_does_not_take_wait_in_the_spool(bench: Attemp
     assert outcome.failure is not None
     assert outcome.failure.kind == "ledger"
     assert bench.rows(job) == []
-    assert bench.spool.pictures(), "the files are in the store, and their rows wait"
+    assert [kept.k for kept in bench.spool.pictures()] == [0], "the file is in the store, and its row waits"
     lock.execute("ROLLBACK")
     lock.close()
     bench.renderer.on_order = lambda: None
     assert bench.deliver_all()
     assert is_done(bench.attempt(job), job)
-    assert bench.renderer.rendered == [2]
+    assert bench.renderer.rendered == [2, 1]
     bench.check(job)
 
 

@@ -1,11 +1,12 @@
 """What supervisor and renderer say to each other, over a private pipe between a process and its child.
 
-The supervisor sends `WarmUp`, `Render` and `Cancel`; the renderer answers a `WarmUp` with `Ready` or `NotReady`, and a
-`Render` with any number of `Step` and `Picture` and then exactly one of `Done` or `Failed`.
+The supervisor sends `WarmUp`, `Render`, `GoOn` and `Cancel`; the renderer answers a `WarmUp` with `Ready` or
+`NotReady`, and a `Render` with any number of `Step` and `Picture` and then exactly one of `Done` or `Failed`. After
+each `Picture` but the last it begins nothing until it hears `GoOn`.
 
 One order at a time: the next `WarmUp` or `Render` is sent only after the last answer to the one before. So nobody ever
 waits to write to somebody who waits to write, and an answer is always to the order at hand. A `Cancel` may come at any
-time; too late, it is ignored.
+time; too late, it is ignored, and so is a `GoOn`.
 
 Of memory they talk over a second pipe, a pair of datagram sockets with one JSON object in each: the supervisor sends
 `Pressure` whenever the system's has changed, and the renderer `Resident` whenever it loaded or dropped a stage. These
@@ -117,6 +118,14 @@ class Render:
 
 
 @dataclass(frozen=True)
+class GoOn:
+    """Begin the next image. The last one is recorded, or takes longer than it is worth to wait for.
+
+    So a kill, of whichever process, costs the image at hand, and not the one before as well.
+    """
+
+
+@dataclass(frozen=True)
 class Cancel:
     """Stop the job at hand: between two steps, or (`after_image`) when the image at hand is done."""
 
@@ -183,7 +192,7 @@ class Failed:
 
 
 FromRenderer = Ready | NotReady | Step | Picture | Done | Failed
-ToRenderer = WarmUp | Render | Cancel
+ToRenderer = WarmUp | Render | GoOn | Cancel
 
 
 @dataclass(frozen=True)

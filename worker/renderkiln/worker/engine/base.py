@@ -97,7 +97,7 @@ class Engine(Protocol):
             skip: numbers of the images that are there already.
             on_step: see `OnStep`.
             ahead: jobs that wait, whose prompts are encoded while the text encoder is loaded, where it cannot stay.
-            enough: asked after each image that was denoised; if it says so, the images that were begun are yielded, and
+            enough: asked before each image but the first; if it says so, the images that were begun are yielded, and
                 no more.
 
         Raises:

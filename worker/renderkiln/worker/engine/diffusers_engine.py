@@ -128,7 +128,7 @@ class DiffusersEngine(Engine):
             group = wanted[: self._group_size(request)]
             del wanted[: len(group)]
             denoised, failure = self._denoise_all(request, group, on_step, enough)
-            stops = len(denoised) < len(group) or (bool(wanted) and enough())
+            stops = len(denoised) < len(group)
             while denoised:  # not kept longer than need be
                 each = denoised.pop(0)
                 image = self._typed(partial(self._finish, request, each))
@@ -145,7 +145,7 @@ class DiffusersEngine(Engine):
                     raise failure
                 finally:
                     del failure  # it holds on to this frame, and what it came through
-            if stops:
+            if stops or (wanted and enough()):
                 return
 
     def warm_up(self, model: str, revision: str | None = None) -> WarmUp:

@@ -27,6 +27,7 @@ from renderkiln.worker.protocol import (
     Done,
     Failed,
     FormName,
+    GoOn,
     MemoryOrder,
     MemoryUse,
     NotReady,
@@ -76,13 +77,7 @@ class Orders:
 
     def next(self) -> ToRenderer:
         """The next order; waits for it. Raises EOFError when the supervisor is gone."""
-        if self._waiting:
-            return self._waiting.popleft()
-        # An idle renderer gives memory back, too, when another program wants it.
-        while self._connection not in wait([self._connection, self._link.fileno()]):
-            self._link.listen()
-        order: ToRenderer = self._connection.recv()
-        return order
+        return self._waiting.popleft() if self._waiting else self._receive()
 
     def cancel(self) -> Cancel | None:
         """A cancel that has come since the last look; other orders are kept for later."""
@@ -91,9 +86,22 @@ class Orders:
             order = self._connection.recv()
             if isinstance(order, Cancel):
                 found = order
-            else:
+            elif not isinstance(order, GoOn):  # of a job that was canceled meanwhile
                 self._waiting.append(order)
         return found
+
+    def go_on(self) -> Cancel | None:
+        """Waits for leave to begin the next image; the cancel, if one came instead. Raises EOFError like `next`."""
+        while not isinstance(order := self._receive(), (GoOn, Cancel)):
+            self._waiting.append(order)
+        return order if isinstance(order, Cancel) else None
+
+    def _receive(self) -> ToRenderer:
+        """What comes next. A renderer that waits gives memory back, too, when another program wants it."""
+        while self._connection not in wait([self._connection, self._link.fileno()]):
+            self._link.listen()
+        order: ToRenderer = self._connection.recv()
+        return order
 
 
 def _note_form(forms: dict[str, FormName], model: str, form: FormName | None) -> None:
@@ -169,20 +177,15 @@ def _render(
 ) -> None:
     stop_after_image = False
 
-    def on_step(k: int, step: int, num_steps: int) -> None:
+    def heed(cancel: Cancel | None, where: str) -> None:
         nonlocal stop_after_image
-        cancel = orders.cancel()
         if cancel is not None and not cancel.after_image:
-            raise CanceledError(f"stopped after step {step} of {num_steps} of image {k}")
+            raise CanceledError(f"stopped {where}")
         stop_after_image = stop_after_image or cancel is not None
-        connection.send(Step(k, step, num_steps))
 
-    def between() -> None:
-        nonlocal stop_after_image
-        cancel = orders.cancel()
-        if cancel is not None and not cancel.after_image:
-            raise CanceledError("stopped while encoding prompts")
-        stop_after_image = stop_after_image or cancel is not None
+    def on_step(k: int, step: int, num_steps: int) -> None:
+        heed(orders.cancel(), f"after step {step} of {num_steps} of image {k}")
+        connection.send(Step(k, step, num_steps))
 
     from renderkiln.worker.engine.diffusers_engine import stages_name
 
@@ -193,7 +196,8 @@ def _render(
         _note_form(forms, job.spec.model, order.form)
         use = _begin_use(engine, stages_name(job.spec.model, job.spec.revision), order.memory)
         wanted = {k for k in range(job.num_images) if k not in order.skip}
-        ahead = Ahead([RenderSpec.model_validate_json(each) for each in order.ahead], between)
+        specs = [RenderSpec.model_validate_json(each) for each in order.ahead]
+        ahead = Ahead(specs, lambda: heed(orders.cancel(), "while encoding prompts"))
         images = engine.render(
             job,
             order.inputs,
@@ -216,6 +220,8 @@ def _render(
                 )
             )
             wanted.discard(image.k)
+            if wanted:
+                heed(orders.go_on(), f"after image {image.k}")
         if wanted:
             raise CanceledError(f"stopped before image {min(wanted)}")
     except (EOFError, BrokenPipeError, ConnectionResetError):

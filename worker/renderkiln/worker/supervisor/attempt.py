@@ -1,4 +1,4 @@
-"""One attempt at a job: drive the renderer, have each picture written while the next renders, keep lease and deadline.
+"""One attempt at a job: drive the renderer, have each picture written before the next begins, keep lease and deadline.
 
 The order for each picture is file first, row second: a crash between the two leaves a file that the next attempt writes
 again with the same bytes, never a row without a file. Nothing here blocks for long, so that heartbeats go on and
@@ -17,7 +17,7 @@ from functools import partial
 from renderkiln.home.store import Store
 from renderkiln.schema import errors
 from renderkiln.schema.jobs import Failure, Job
-from renderkiln.worker.protocol import Cancel, Done, Failed, NotReady, Picture, Ready, Render, Step
+from renderkiln.worker.protocol import Cancel, Done, Failed, GoOn, NotReady, Picture, Ready, Render, Step
 
 from .attempt_log import details
 from .delivery import Delivery
@@ -33,6 +33,9 @@ log = logging.getLogger("renderkiln.supervisor")
 _BRIEFLY, _AT_ONCE = 5.0, 0.3
 #: Seconds between looks whether the spool has become empty.
 _LOOK_INTO_SPOOL = 0.2
+#: Seconds for which the renderer waits for its last picture to be recorded before it begins the next. A folder takes
+#: less; from a store that takes longer, rendering is not held up for more.
+_LONGEST_HOLD = 1.0
 #: Pictures on their way at which the renderer is made to wait: it must not fill the memory when the store is away.
 _MOST_PENDING = 4
 
@@ -77,6 +80,10 @@ class _Attempt:
         #: Images that this attempt rendered and that wait in the spool.
         self._spooled: set[int] = set()
         self._has_rendered = False
+        #: Images that the renderer has still to send.
+        self._missing = 0
+        #: Until when it waits, at most, with the next one; None: it does not.
+        self._hold_until: float | None = None
 
     def run(self, begin: Callable[[], None]) -> None:
         self._vigil.insist(begin)
@@ -130,6 +137,7 @@ class _Attempt:
         self._renderer.make_ready_for(model, form)
         memory, ahead = self._around.memory_of(model, form), self._around.ahead_of(job)
         skip = tuple(sorted(waiting.union(self._outcome.images, self._spooled)))
+        self._missing, self._hold_until = job.num_images - len(skip), None
         self._renderer.send(Render(job.to_json(), inputs, skip, form, memory, ahead))
         try:
             self._until_answered()
@@ -210,9 +218,12 @@ class _Attempt:
         while True:
             self._vigil.look_around()
             self._collect()
-            if self._delivery.pending >= _MOST_PENDING and not self._vigil.is_stopping:
-                self._vigil.sleep(self._vigil.nap())
+            if self._is_held() and not self._vigil.is_stopping:
+                self._vigil.sleep(min(self._vigil.nap(), _LONGEST_HOLD))
                 continue
+            if self._hold_until is not None:
+                self._hold_until = None
+                self._renderer.send(GoOn())
             message = self._renderer.receive_or(self._signals.descriptor, self._vigil.nap())
             if message is None:
                 self._signals.drain()
@@ -221,11 +232,21 @@ class _Attempt:
                 return
             elif isinstance(message, Picture):
                 self._delivery.hand_over(message)
+                self._missing -= 1
+                if self._missing:
+                    self._hold_until = time.monotonic() + _LONGEST_HOLD
             elif isinstance(message, Step):
                 self._around.on_step(self._job, message)
             elif isinstance(message, Failed):
                 self._outcome.memory = message.memory
                 self._fail(message)
+
+    def _is_held(self) -> bool:
+        """Whether the renderer waits with its next image for the last one to be recorded, so that a kill costs one."""
+        pending = self._delivery.pending
+        if self._hold_until is None or not pending:
+            return False
+        return pending >= _MOST_PENDING or time.monotonic() < self._hold_until
 
     def _fail(self, message: Failed) -> None:
         if message.kind == errors.CanceledError.kind:

@@ -26,8 +26,10 @@ from renderkiln.worker.protocol import (
     FromRenderer,
     NotReady,
     Ready,
+    Render,
     RendererConfig,
     ToRenderer,
+    WarmUp,
 )
 
 from .attempt_log import Echo
@@ -133,9 +135,10 @@ class Renderer:
 
     def send(self, order: ToRenderer) -> None:
         """Sends an order; a `WarmUp` or `Render` only when not busy. Raises RendererDiedError."""
-        if not isinstance(order, Cancel):
+        if isinstance(order, (WarmUp, Render)):
             assert not self._is_busy, "one order at a time"
             self._is_busy = True
+        if not isinstance(order, Cancel):
             self._silences.asked()
         try:
             self._pipe().send(order)
