@@ -17,7 +17,8 @@ from renderkiln.home.pictures.metadata import describe
 from renderkiln.home.settings import Settings
 from renderkiln.producer import RenderQueue
 from renderkiln.producer.local_worker import LocalWorker
-from renderkiln.producer.overview import ledger_results, recent_batches
+from renderkiln.producer.overview import recent_batches
+from renderkiln.producer.recorded import recorded_results
 from renderkiln.producer.results import read_states
 from renderkiln.producer.sheets import write_contact_sheets
 from renderkiln.schema import ImageResult, JobStatus, names
@@ -36,7 +37,7 @@ def test_batches_are_listed_newest_first_and_as_many_as_asked(queue: RenderQueue
 
 
 def test_without_a_ledger_nothing_is_known_of_old_batches_and_none_is_made(tmp_path: Path) -> None:
-    assert ledger_results(DataFolder(tmp_path), "cats-1") == []
+    assert recorded_results(DataFolder(tmp_path), "cats-1") == []
     assert list(tmp_path.iterdir()) == []
 
 

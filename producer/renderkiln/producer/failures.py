@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from itertools import islice
@@ -24,11 +24,12 @@ from renderkiln.home.folder import DataFolder
 from renderkiln.home.reading import members_of_sorted_set, read_hashes
 from renderkiln.schema import names
 from renderkiln.schema.errors import InvalidSpecError, NotFoundError
-from renderkiln.schema.jobs import Attempt, Failure, Job, JobResult, JobStatus
+from renderkiln.schema.jobs import Attempt, Failure, Job, JobStatus
 from renderkiln.schema.limits import MAX_FIELD, MAX_META
 from renderkiln.schema.payload import read_payload, unpack_payload
 
 from .places import our_queues, scheduled_key
+from .recorded import recorded_attempts
 from .results import JobState, job_ids_of, read_states
 
 _CHUNK = 500
@@ -88,16 +89,16 @@ def failed_jobs(connection: redis.Redis, batch: str | None = None) -> list[Faile
 
 
 def story(connection: redis.Redis, folder: DataFolder, job_id: str) -> Story:
-    """What became of a job, attempt by attempt. Raises NotFoundError where neither Redis nor the ledger knows it."""
-    recorded, kept = _from_ledger(folder, job_id)
+    """What became of a job, attempt by attempt. Raises NotFoundError where neither Redis nor a ledger knows it."""
+    recorded, kept = recorded_attempts(folder, job_id)
     (state,) = read_states(connection, [job_id])
     if state is None:
         if kept is None:
             raise NotFoundError(
-                f"no job {job_id!r}, neither in Redis nor in the ledger of this machine. `renderkiln failed` lists "
+                f"no job {job_id!r}, neither in Redis nor in a ledger of this machine. `renderkiln failed` lists "
                 "those that failed."
             )
-        return Story(job_id, kept.batch, kept.status, kept.failure, None, None, recorded)
+        return Story(job_id, kept.batch, kept.status, kept.failure, None, None, _merge(recorded, (), ""))
     (fields,) = read_hashes(connection, [RqJob.key_for(job_id)], "meta", "data", "exc_info", names.LOG_FIELD)
     meta, data, said, log = fields or (None, None, None, None)
     due: Any = connection.zscore(scheduled_key(state.origin), job_id)
@@ -179,28 +180,15 @@ def _history(meta: bytes | None) -> list[Attempt]:
         return []  # somebody else's, or a later version's
 
 
-def _merge(recorded: Iterable[Attempt], remembered: Sequence[Attempt], log: str) -> list[Attempt]:
-    """One list of both; of an attempt that the ledger has, that."""
+def _merge(recorded: Mapping[str, Attempt], remembered: Sequence[Attempt], log: str) -> list[Attempt]:
+    """One list of both; of an attempt that a ledger has, that."""
     found = {attempt.execution_id: attempt for attempt in remembered}
     if remembered and log:
         last = remembered[-1]
         found[last.execution_id] = last.model_copy(update={"log": log})
-    found |= {attempt.execution_id: attempt for attempt in recorded}
+    found |= recorded
     return sorted(found.values(), key=lambda attempt: _in_utc(attempt.started_at))
 
 
 def _in_utc(moment: datetime) -> datetime:
     return moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)
-
-
-def _from_ledger(folder: DataFolder, job_id: str) -> tuple[list[Attempt], JobResult | None]:
-    """What this machine's ledger has of a job."""
-    if not folder.ledger.is_file():
-        return [], None
-    from renderkiln.home.ledger import Ledger
-
-    ledger = Ledger(folder.ledger)
-    try:
-        return ledger.attempts_of(job_id), ledger.result(job_id)
-    finally:
-        ledger.close()

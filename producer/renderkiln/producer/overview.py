@@ -1,20 +1,16 @@
-"""What there is: the batches that Redis knows, and what the ledger still knows of older ones."""
+"""What there is: the batches that Redis knows."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import redis
 
-from renderkiln.home.folder import DataFolder
 from renderkiln.home.reading import is_wrong_type, read_hashes
 from renderkiln.home.replies import ReplyTooLargeError
 from renderkiln.schema import names
-from renderkiln.schema.errors import NotFoundError
-from renderkiln.schema.jobs import JobResult
 from renderkiln.schema.limits import MAX_FIELD
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,79}")
@@ -65,26 +61,3 @@ def _rows(connection: redis.Redis, found: list[tuple[str, float]]) -> list[Batch
         images = int(num_images) if num_images and num_images.isdigit() and len(num_images) < 10 else 0
         rows.append(BatchRow(batch, text, created_at, num_jobs if isinstance(num_jobs, int) else 0, images))
     return rows
-
-
-def completed(folder: DataFolder, results: Iterable[JobResult]) -> Iterator[JobResult]:
-    """The results, where the ledger speaks for those that Redis has forgotten."""
-    for result in results:
-        if result.failure is not None and result.failure.kind == NotFoundError.kind:
-            yield next(iter(ledger_results(folder, result.job_id)), result)
-        else:
-            yield result
-
-
-def ledger_results(folder: DataFolder, what: str) -> list[JobResult]:
-    """What this machine's ledger has of a batch or a job; empty where it has none, or there is no ledger."""
-    if not folder.ledger.is_file():
-        return []
-    from renderkiln.home.ledger import Ledger
-
-    ledger = Ledger(folder.ledger)
-    try:
-        one = ledger.result(what)
-        return [one] if one else list(ledger.batch_results(what))
-    finally:
-        ledger.close()

@@ -131,14 +131,14 @@ def results(
     """List the pictures of a batch or a job.
 
     Where they are, and why jobs failed. Looks in Redis, which keeps results for a week, and then in this machine's
-    ledger.
+    ledger, and in the hub's, where it runs here: that one knows of all machines.
 
     Example: renderkiln results prompts-1a2b3c4d --json
     """
     from renderkiln.home.folder import DataFolder
     from renderkiln.home.settings import load
-    from renderkiln.producer.overview import completed, ledger_results
     from renderkiln.producer.queue import RenderQueue
+    from renderkiln.producer.recorded import completed, recorded_results
 
     settings = load(data_dir=data_dir)
     folder = DataFolder(settings.data_dir)
@@ -146,10 +146,10 @@ def results(
     try:
         rows = completed(folder, queue.results(what))
     except NotFoundError:
-        kept = ledger_results(folder, what)
+        kept = recorded_results(folder, what)
         if not kept:
             raise NotFoundError(
-                f"no batch and no job {what!r}, neither in Redis nor in the ledger of this machine. "
+                f"no batch and no job {what!r}, neither in Redis nor in a ledger of this machine. "
                 "`renderkiln status` lists batches."
             ) from None
         rows = iter(kept)

@@ -1,0 +1,55 @@
+"""What this machine's ledgers know of jobs that Redis has forgotten: its workers', and that of a hub that runs here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, closing, contextmanager
+from typing import TYPE_CHECKING
+
+from renderkiln.home.folder import DataFolder
+from renderkiln.schema.errors import NotFoundError
+from renderkiln.schema.jobs import Attempt, JobResult
+
+if TYPE_CHECKING:
+    from renderkiln.home.ledger import Ledger
+
+
+def completed(folder: DataFolder, results: Iterable[JobResult]) -> Iterator[JobResult]:
+    """The results, where a ledger speaks for those that Redis has forgotten."""
+    for result in results:
+        if result.failure is not None and result.failure.kind == NotFoundError.kind:
+            yield next(iter(recorded_results(folder, result.job_id)), result)
+        else:
+            yield result
+
+
+def recorded_results(folder: DataFolder, what: str) -> list[JobResult]:
+    """What the ledgers have of a batch or a job; empty where they have nothing, or there are none."""
+    found: dict[str, JobResult] = {}
+    with _ledgers(folder) as ledgers:
+        for ledger in ledgers:
+            one = ledger.result(what)
+            for result in [one] if one else ledger.batch_results(what):
+                if result.job_id not in found or not found[result.job_id].status.is_final:
+                    found[result.job_id] = result
+    return list(found.values())
+
+
+def recorded_attempts(folder: DataFolder, job_id: str) -> tuple[dict[str, Attempt], JobResult | None]:
+    """The attempts at a job, by execution id, and what came of it."""
+    attempts: dict[str, Attempt] = {}
+    with _ledgers(folder) as ledgers:
+        for ledger in ledgers:
+            attempts |= {attempt.execution_id: attempt for attempt in ledger.attempts_of(job_id)}
+    return attempts, next(iter(recorded_results(folder, job_id)), None)
+
+
+@contextmanager
+def _ledgers(folder: DataFolder) -> Iterator[list[Ledger]]:
+    """Those that are there. The hub's first, which knows the whole of a batch; the workers' own may know the latest."""
+    from renderkiln.home.ledger import Ledger
+
+    with ExitStack() as stack:
+        yield [
+            stack.enter_context(closing(Ledger(path))) for path in (folder.hub_ledger, folder.ledger) if path.is_file()
+        ]
