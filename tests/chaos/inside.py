@@ -11,8 +11,6 @@ import errno
 import os
 import signal
 import socket
-import subprocess
-import sys
 import time
 import types
 from collections.abc import Callable
@@ -20,12 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import rq.utils
+from tests.pretend.worker import start_renderers_as
 
 from renderkiln.home import ledger as ledger_module
 from renderkiln.home.ledger import Ledger
 from renderkiln.home.store import Store
 from renderkiln.home.store import folder as folder_module
-from renderkiln.worker.supervisor import child, rescue, rq_worker
+from renderkiln.worker.supervisor import rescue, rq_worker
 from renderkiln.worker.supervisor.news import News
 from renderkiln.worker.supervisor.rq_worker import RenderWorker
 
@@ -87,7 +86,7 @@ def prepare(control: Control, host: str, renderer: str) -> None:
     """
     process = _Process(control)
     socket.gethostname = lambda: host
-    _start_renderers_as(renderer)
+    start_renderers_as(renderer)
     _bend_clock(process)
     _fill_disk(control)
     _close_ledger(control)
@@ -132,15 +131,6 @@ def _say_when_up(control: Control) -> None:
     RenderWorker.register_birth = register_birth  # type: ignore[method-assign]
 
 
-def _start_renderers_as(module: str) -> None:
-    class Popen(subprocess.Popen):  # type: ignore[type-arg]
-        def __init__(self, command: list[str], **options: Any) -> None:
-            assert command[1:3] == ["-m", "renderkiln.worker.renderer"]
-            super().__init__([command[0], "-m", module, *command[3:]], **options)
-
-    child.subprocess = types.SimpleNamespace(**{**vars(subprocess), "Popen": Popen})  # type: ignore[assignment]
-
-
 def _bend_clock(process: _Process) -> None:
     real = time.time
     time.time = lambda: real() + process.offset()
@@ -174,11 +164,3 @@ def _close_ledger(control: Control) -> None:
         real(connection)
 
     ledger_module._begin_immediate = begin
-
-
-def run_command(arguments: list[str]) -> None:
-    """The real command line; ends the process."""
-    from renderkiln.producer.cli.app import main
-
-    sys.argv = ["renderkiln", *arguments]
-    main()

@@ -22,6 +22,8 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+from tests.pretend.worker import run_command
+
 import renderkiln.producer.cli.app
 import renderkiln.worker.cli
 import renderkiln.worker.supervisor.service  # noqa: F401
@@ -101,10 +103,10 @@ def _live(order: dict[str, Any]) -> None:
         if order["does"] == "submit":
             _submit(order)
         elif order["does"] == "hub":
-            inside.run_command(order["arguments"])
+            run_command(order["arguments"])
         else:
             inside.prepare(Control(Path(order["folder"])), order["host"], order["renderer"])
-            inside.run_command(order["arguments"])
+            run_command(order["arguments"])
         code = 0
     except SystemExit as ending:
         code = ending.code if isinstance(ending.code, int) else int(ending.code is not None)

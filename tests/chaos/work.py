@@ -10,12 +10,13 @@ from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 
+from tests.pretend.engine import SIDE
+
 from renderkiln.producer.enqueue import enqueue
 from renderkiln.schema.errors import ServerUnavailableError
 from renderkiln.schema.jobs import Job, JobOptions, make_job
 from renderkiln.schema.spec import RenderSpec
 
-from .engine import SIDE
 from .fleet import MODEL, Fleet
 from .watch import Watch
 

@@ -26,6 +26,7 @@ from renderkiln.schema.events import Event, parse_event
 
 from .bench import Bench
 
+ROOT = Path(__file__).parents[2]
 #: A step of the tiny model takes some milliseconds, so this many take seconds: long enough to be interrupted.
 LONG = 900
 
@@ -55,10 +56,21 @@ class House:
     def log(self) -> Path:
         return self.settings.data_dir / "worker.log"
 
-    def start_worker(self, *flags: str, out: str | None = None, **environ: str) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-m", "renderkiln.producer", "worker", "--model", "tiny", "--device", "cpu"]
+    def start_worker(
+        self, *flags: str, out: str | None = None, pretends: bool = False, **environ: str
+    ) -> subprocess.Popen[bytes]:
+        """`renderkiln worker`, in the background.
+
+        Args:
+            pretends: its renderer draws noise and starts at once, see `tests.pretend`: where the picture is not the
+                point.
+        """
+        module = "tests.pretend" if pretends else "renderkiln.producer"
+        command = [sys.executable, "-m", module, "worker", "--model", "tiny", "--device", "cpu"]
         command += ["--data-dir", str(self.settings.data_dir), "--out", out or str(self.pictures), *flags]
         environment = os.environ | {"RENDERKILN_LEASE": str(self.settings.lease), "OMP_NUM_THREADS": "1"} | environ
+        if pretends:
+            environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [environment.get("PYTHONPATH")])])
         with self.log.open("ab") as log:
             worker = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
         self.workers.append(worker)

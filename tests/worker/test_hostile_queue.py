@@ -57,7 +57,7 @@ def test_foreign_functions_pickles_and_garbage_are_set_aside(house: House, tmp_p
         connection.rpush(queue.key, job_id)
         hostile.append(job_id)
     good = house.submit()
-    worker = house.start_worker()
+    worker = house.start_worker(pretends=True)
     assert house.queue.wait(good, timeout=90).status is JobStatus.FINISHED
     assert not marker.exists()
     assert worker.poll() is None
@@ -90,7 +90,7 @@ def test_a_picture_changed_in_redis_is_refused_and_one_that_is_gone_is_said(
         house.queue.connection.set(key, other.read_bytes())
     else:
         house.queue.connection.delete(key)
-    house.start_worker()
+    house.start_worker(pretends=True)
     (result,) = list(house.queue.as_completed(job, timeout=90))
     assert result.status is JobStatus.FAILED
     assert result.failure is not None

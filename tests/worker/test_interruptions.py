@@ -64,7 +64,7 @@ def test_cancel_stops_between_steps_and_the_worker_goes_on(house: House) -> None
 
 def test_a_renderer_that_crashes_in_mid_job_costs_one_image_at_most_and_leaves_its_log(house: House) -> None:
     job = house.submit(steps=150, num_images=3)
-    worker = house.start_worker()
+    worker = house.start_worker(pretends=True)
     house.wait_for("image", job.id)
     house.wait_for_step(job.id)
     (renderer,) = house.children(worker)
@@ -84,7 +84,7 @@ def test_a_renderer_that_crashes_in_mid_job_costs_one_image_at_most_and_leaves_i
 
 def test_everything_killed_in_mid_list_goes_on_where_it_was(house: House) -> None:
     first, second = house.submit(steps=150, num_images=3), house.submit("another")
-    worker = house.start_worker()
+    worker = house.start_worker(pretends=True)
     house.wait_for("image", first.id)
     house.wait_for_step(first.id)
     pid = house.server.status().pid
@@ -96,7 +96,7 @@ def test_everything_killed_in_mid_list_goes_on_where_it_was(house: House) -> Non
 
     assert house.server.ensure_running()
     assert house.submit(steps=150, num_images=3, seed=None).outcome == "queued"  # another seed: another job
-    house.start_worker()
+    house.start_worker(pretends=True)
     results = {result.job_id: result for result in house.queue.as_completed([first, second], timeout=90)}
     assert results[first.id].status is results[second.id].status is JobStatus.FINISHED
     assert _renderings(house, first.id)[: len(before)] == before
@@ -105,7 +105,7 @@ def test_everything_killed_in_mid_list_goes_on_where_it_was(house: House) -> Non
 
 def test_the_first_signal_finishes_the_image_and_gives_the_rest_back(house: House) -> None:
     job = house.submit(steps=200, num_images=50)
-    worker = house.start_worker()
+    worker = house.start_worker(pretends=True)
     house.wait_for("started", job.id)
     house.wait_for_step(job.id)
     worker.send_signal(signal.SIGTERM)
@@ -121,7 +121,7 @@ def test_the_first_signal_finishes_the_image_and_gives_the_rest_back(house: Hous
 
 def test_the_second_signal_stops_at_once(house: House) -> None:
     job = house.submit(steps=LONG)
-    worker = house.start_worker()
+    worker = house.start_worker(pretends=True)
     house.wait_for_step(job.id)
     worker.send_signal(signal.SIGTERM)
     worker.send_signal(signal.SIGINT)
@@ -133,7 +133,7 @@ def test_the_second_signal_stops_at_once(house: House) -> None:
 def test_a_job_over_its_timeout_fails_with_that_reason(house: House) -> None:
     job = house.submit(steps=LONG, num_images=20, timeout=1.0)
     after = house.submit("another")
-    house.start_worker()
+    house.start_worker(pretends=True)
     with pytest.raises(JobFailedError, match="timeout of 1 s") as raised:
         house.queue.wait(job, timeout=90)
     assert raised.value.failure_kind == "deadline_passed"
@@ -142,7 +142,7 @@ def test_a_job_over_its_timeout_fails_with_that_reason(house: House) -> None:
 
 def test_a_server_restarted_in_mid_job_loses_nothing(house: House) -> None:
     job, after = house.submit(steps=400), house.submit("another")
-    worker = house.start_worker()
+    worker = house.start_worker(pretends=True)
     house.wait_for_step(job.id)
     pid = house.server.status().pid
     assert pid is not None
@@ -157,7 +157,7 @@ def test_a_server_restarted_in_mid_job_loses_nothing(house: House) -> None:
 def test_a_worker_ends_when_whom_it_was_started_for_is_gone_and_its_work_is_done(house: House) -> None:
     owner = subprocess.Popen(["sleep", "600"])
     job = house.submit(steps=100)
-    worker = house.start_worker("--owner", str(owner.pid))
+    worker = house.start_worker("--owner", str(owner.pid), pretends=True)
     house.wait_for_step(job.id)
     owner.kill()
     owner.wait()
@@ -167,7 +167,7 @@ def test_a_worker_ends_when_whom_it_was_started_for_is_gone_and_its_work_is_done
 
 def test_an_idle_worker_outlives_its_server(house: House) -> None:
     first = house.submit()
-    worker = house.start_worker()
+    worker = house.start_worker(pretends=True)
     house.queue.wait(first, timeout=90)
     pid = house.server.status().pid
     assert pid is not None
@@ -180,14 +180,14 @@ def test_an_idle_worker_outlives_its_server(house: House) -> None:
 def test_a_dead_worker_elsewhere_is_noticed_when_its_lease_ends(make_house: Callable[..., House]) -> None:
     house = make_house(lease=3.0)
     job = house.submit(steps=LONG)
-    worker = house.start_worker("--name", "gone")
+    worker = house.start_worker("--name", "gone", pretends=True)
     house.wait_for_step(job.id)
     for victim in [*house.children(worker), worker.pid]:
         os.kill(victim, signal.SIGKILL)
     worker.wait()
     # As if it had been another machine: only its lease can tell that it is dead.
     house.queue.connection.hset("rq:worker:gone", "hostname", "elsewhere")
-    house.start_worker()
+    house.start_worker(pretends=True)
     started = house.wait_for("started", job.id, count=2)
     assert getattr(started, "attempt", None) == 2
     assert house.meta(job.id)["rescues"] == 1
@@ -200,5 +200,5 @@ def test_a_job_taken_by_a_worker_that_died_before_registering_it_comes_back(make
     connection = house.queue.connection
     queue = "rq:queue:renderkiln:normal:tiny"
     assert connection.lmove(queue, f"{queue}:intermediate", "LEFT", "RIGHT") == job.id.encode()
-    house.start_worker()
+    house.start_worker(pretends=True)
     assert house.queue.wait(job, timeout=90).status is JobStatus.FINISHED

@@ -61,7 +61,7 @@ def gate(make_house: Callable[..., House], tmp_path: Path) -> Iterator[Gate]:
 
 def _start(gate: Gate) -> House:
     house = gate.house
-    house.start_worker(out=gate.store, **gate.environ)
+    house.start_worker(out=gate.store, pretends=True, **gate.environ)
     return house
 
 
@@ -110,7 +110,7 @@ def test_canceling_does_not_wait_for_a_store_that_hangs(gate: Gate) -> None:
 def test_a_job_whose_store_breaks_leaves_nothing_in_the_next_jobs_pictures(house: House) -> None:
     broken = house.submit(num_images=30, steps=10)
     after, again = house.submit("another", seed=5), house.submit("another", seed=5, again=True)
-    house.start_worker(RENDERKILN_PATIENCE="0")
+    house.start_worker(pretends=True, RENDERKILN_PATIENCE="0")
     house.wait_for("image", broken.id)
     folder = house.pictures / broken.batch
     shutil.rmtree(folder, ignore_errors=True)
@@ -205,7 +205,9 @@ def test_a_worker_pauses_where_there_is_no_room_and_cancels_in_two_seconds_where
         filler.write_bytes(bytes(1_500_000))
         # Where nobody may mount one, the gate is left to `test_gate`.
         worker = house.start_worker(
-            out=str(tmp_path / "disk" / "pictures"), RENDERKILN_DISK_RESERVE="1MB" if mounted else "0"
+            out=str(tmp_path / "disk" / "pictures"),
+            pretends=True,
+            RENDERKILN_DISK_RESERVE="1MB" if mounted else "0",
         )
         job = house.submit(steps=LONG)
         if mounted:
@@ -246,9 +248,9 @@ def _step(data: bytes) -> int:
 
 
 def test_a_second_worker_of_the_same_name_is_told_so(house: House) -> None:
-    first = house.start_worker("--name", "mini")
+    first = house.start_worker("--name", "mini", pretends=True)
     house.queue.wait(house.submit(), timeout=90)
-    second = house.start_worker("--name", "mini")
+    second = house.start_worker("--name", "mini", pretends=True)
     assert second.wait(60) == 3
     assert "a worker named 'mini' is up already" in house.log.read_text()
     assert first.poll() is None
