@@ -25,6 +25,13 @@ def rows(outcome: Outcome) -> list[dict[str, Any]]:
     return [*found, total]
 
 
+def costly_kills(outcome: Outcome) -> list[tuple[str, float]]:
+    """What was killed, and the images that it cost, where that was more than the one at hand."""
+    wasted = outcome.verdict.wasted
+    found = [(each.fault.kind, wasted.get(each.fault.id, 0.0)) for each in outcome.records if each.killed]
+    return [(kind, images) for kind, images in found if round(images, 2) > 1]
+
+
 def _row(kind: str, records: list[Record], outcome: Outcome) -> dict[str, Any]:
     verdict, jobs = outcome.verdict, {record.job for record in records}
     wasted = [verdict.wasted.get(record.fault.id, 0.0) for record in records]
@@ -73,6 +80,9 @@ def as_text(outcome: Outcome) -> str:
         f"{verdict.renderers_left}; rows whose file was replaced: {verdict.overwritten}; "
         f"ends that Redis did not hear: {verdict.unheard}; done again after Redis was emptied: {verdict.again}; "
         f"wasted without a fault: {verdict.wasted.get('', 0.0):.1f}",
+        f"kills that wasted more than one image: {len(costly_kills(outcome))} of "
+        f"{sum(record.killed for record in outcome.records)}",
+        *(f"  {wasted:.2f}: {kind}" for kind, wasted in costly_kills(outcome)),
         f"set aside and asked for again: {len(outcome.failures)}",
     ]
     said += _counted(f"{kind}: {message}" for kind, message, _ in outcome.failures)
@@ -100,6 +110,8 @@ def as_json(outcome: Outcome) -> dict[str, Any]:
         "workers": order.workers,
         "lease": order.lease,
         "seconds": round(outcome.seconds, 1),
+        "kills": sum(record.killed for record in outcome.records),
+        "costly_kills": costly_kills(outcome),
         "rows": rows(outcome),
         "each": [
             {

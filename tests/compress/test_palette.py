@@ -32,7 +32,7 @@ def draw(kind: str, dtype: type) -> np.ndarray:
 @pytest.mark.parametrize("nbits", [2, 4, 6, 8])
 def test_a_palette_is_hardly_worse_than_the_best_one(kind: str, nbits: int) -> None:
     weight = draw(kind, np.float16)
-    values, counts = np.unique(weight, return_counts=True)
+    values, counts = np.unique(weight.astype(np.float32), return_counts=True)
     best = kmeans1d.cluster(values.astype(float), 1 << nbits, weights=counts.astype(float))
     best_error = squared_error(values.repeat(counts), np.array(best.centroids)[best.clusters].repeat(counts))
     error = squared_error(weight, Histogram(weight).palette(nbits).apply(weight))
@@ -59,7 +59,8 @@ def test_a_palette_fits_its_width_and_keeps_shape_and_type(nbits: int) -> None:
         assert palette.indices(weight).max() < 2**nbits
         small = palette.apply(weight)
         assert (small.shape, small.dtype) == (weight.shape, weight.dtype)
-        assert len(np.unique(small)) <= 2**nbits
+        # Not in half precision: numpy 2.3 sorts that wrongly on some AMD processors, where values repeat.
+        assert len(np.unique(small.astype(np.float32))) <= 2**nbits
 
 
 halves = st.integers(0, 0x7BFF).flatmap(lambda code: st.sampled_from((code, code | 0x8000)))
@@ -70,7 +71,7 @@ def test_what_has_few_values_stays_as_it_is(nbits: int, data: st.DataObject) -> 
     codes = data.draw(st.lists(halves, min_size=1, max_size=min(2**nbits, 20), unique=True))
     values = np.array(codes, dtype=np.uint16).view(np.float16)
     weight = np.resize(values, (6, 11))[:, : data.draw(st.integers(1, 11))]
-    if len(np.unique(weight)) <= 2**nbits:
+    if len(np.unique(weight.astype(np.float32))) <= 2**nbits:
         assert np.array_equal(Histogram(weight).palette(nbits).apply(weight), weight)
 
 

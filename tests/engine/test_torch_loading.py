@@ -95,7 +95,8 @@ def check_same(folder: Path, dtype: torch.dtype) -> tuple[Any, Any]:
         assert ours.config.to_dict() == theirs.config.to_dict()
     else:
         assert dict(ours.config) == dict(theirs.config)
-    assert all(map(torch.equal, outputs(ours), outputs(theirs)))
+    # Not to the bit: where weights lie in memory decides in which order some processors add up.
+    torch.testing.assert_close(outputs(ours), outputs(theirs))
     return ours, theirs
 
 
