@@ -35,14 +35,18 @@ hypothesis_settings.load_profile("renderkiln")
 collect_ignore = ["core_ai"] if why_no_wheel_here() else []
 
 
+# Until all is imported.
+gc.disable()
+
+
 def pytest_collection_finish() -> None:
     """Has Python's search for cycles pass over the libraries and tests that have been imported.
 
     They stay to the end, and there are so many of them that looking through them was a third of the time of converting
     a tiny model. What tests make is searched as ever.
     """
-    gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,7 +103,11 @@ def convert_here(
         check_slowly=chosen.check is True,
         folder=folder,
     )
-    done = convert_stage(job, lambda phase, *_: phases.append(phase))
+    gc.disable()  # as in the process that has this work to do
+    try:
+        done = convert_stage(job, lambda phase, *_: phases.append(phase))
+    finally:
+        gc.enable()
     return Converted(done, stage_plan, folder, tuple(dict.fromkeys(phases)))
 
 

@@ -27,7 +27,7 @@ def attempts(house: House) -> list[dict[str, Any]]:
 
 def test_after_a_kill_a_job_is_tried_again_with_less_memory(house: House) -> None:
     worker = house.start_worker()
-    job = house.submit(steps=LONG, max_attempts=1)
+    job = house.submit(steps=LONG // 3, max_attempts=1)
     house.wait_for_step(job.id)
     (renderer,) = house.children(worker)
     os.kill(renderer, signal.SIGKILL)

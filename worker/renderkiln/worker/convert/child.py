@@ -22,14 +22,14 @@ from .jobs import EVENTS, Done, Failed, Phase, StageJob
 def main() -> None:
     threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
     events = _own_standard_output()
+    # Importing and converting make millions of small objects that all live to the end: looking through them again and
+    # again for cycles takes a seventh of the time and finds nothing.
+    gc.disable()
     from .stage_work import convert_stage  # torch, diffusers, coremltools
 
     line = sys.stdin.readline()
     if not line:
         return
-    # Converting makes millions of small objects that all live to its end: looking through them again and again for
-    # cycles takes a seventh of the time and finds nothing.
-    gc.disable()
 
     def tell(event: Phase | Done | Failed) -> None:
         events.write(json.dumps(EVENTS.dump_python(event, mode="json")) + "\n")

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from renderkiln.schema.errors import RenderkilnError
 
+from ..importing import imports_that_stay
 from ..runtimes.manifest import Manifest
 
 _ENCODERS = {"sd": {"text_encoder"}, "sdxl": {"text_encoder", "text_encoder_2"}}
@@ -38,8 +39,9 @@ def draw(folder: Path) -> str | None:
 def main() -> None:
     from renderkiln.home.folder import DataFolder
 
-    from ..engine import self_test
-    from ..engine.making import EngineChoice, make_engine
+    with imports_that_stay():
+        from ..engine import self_test
+        from ..engine.making import EngineChoice, make_engine
     from ..models.choosing import Wishes, engine_of
 
     folder = Path(sys.argv[1])

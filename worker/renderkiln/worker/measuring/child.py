@@ -21,6 +21,7 @@ from renderkiln.schema.errors import OutOfMemoryError, RenderFailedError, Render
 from renderkiln.schema.jobs import JobOptions, make_job
 from renderkiln.schema.spec import RenderSpec, TextEncoder
 
+from ..importing import imports_that_stay
 from ..models.choosing import Wishes
 from ..models.layout import variants
 from ..runtimes import manifest
@@ -41,7 +42,8 @@ def measure(order: Order, tell: Tell) -> Answer:
     Raises:
         RenderkilnError: it cannot be loaded or rendered, or what it renders is not right.
     """
-    from ..engine.making import EngineChoice, make_engine
+    with imports_that_stay():
+        from ..engine.making import EngineChoice, make_engine
 
     data, candidate = DataFolder(order.data_dir), order.candidate
     wishes = Wishes(candidate.engine, candidate.unit or "auto", candidate.variant or "auto")

@@ -20,6 +20,7 @@ from renderkiln.schema.errors import CanceledError, OutOfMemoryError, RenderFail
 from renderkiln.schema.jobs import parse_job
 from renderkiln.schema.spec import RenderSpec
 from renderkiln.worker.engine.base import Ahead
+from renderkiln.worker.importing import imports_that_stay
 from renderkiln.worker.memory.planning import Policy, Rule
 from renderkiln.worker.memory.stages import Measured
 from renderkiln.worker.protocol import (
@@ -111,9 +112,10 @@ def _note_form(forms: dict[str, FormName], model: str, form: FormName | None) ->
 
 def _make_engine(config: RendererConfig, forms: Mapping[str, FormName]) -> DiffusersEngine:
     """The engine; `forms` are looked up when a model is opened."""
-    from renderkiln.worker.engine.embeddings import CacheLimits, EmbeddingCache
-    from renderkiln.worker.engine.making import EngineChoice, make_engine
-    from renderkiln.worker.models.choosing import Wishes
+    with imports_that_stay():
+        from renderkiln.worker.engine.embeddings import CacheLimits, EmbeddingCache
+        from renderkiln.worker.engine.making import EngineChoice, make_engine
+        from renderkiln.worker.models.choosing import Wishes
 
     folder = DataFolder(Path(config.data_dir))
     wishes = Wishes(config.engine, config.compute_unit, config.variant)
