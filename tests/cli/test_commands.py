@@ -111,8 +111,8 @@ def test_results_list_pictures_and_failures(run: Run, worker: FakeWorker) -> Non
     assert bad is not None
     image = worker.finish(good).images[0]
     worker.fail(bad)
-    lines = run("results", batch).out.splitlines()
-    assert lines == [image.url, f"failed {bad.id}  bad_image: the picture is all black"]
+    said = run("results", batch)
+    assert (said.out, said.err) == (f"{image.url}\n", f"failed {bad.id}  bad_image: the picture is all black\n")
     found = [json.loads(line) for line in run("results", batch, "--json").out.splitlines()]
     assert [row["status"] for row in found] == ["finished", "failed"]
     assert [row["job_id"] for row in map(json.loads, run("results", good.id, "--json").out.splitlines())] == [good.id]

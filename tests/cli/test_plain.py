@@ -53,7 +53,7 @@ def test_status_results_and_watch_show_no_controls(run: Run, worker: FakeWorker)
         assert "ok: all done" not in (said.out + said.err).splitlines()
     assert "refused 3 jobs" in status.out
     assert "cat\\x1b]0;x" in status.out
-    assert "cat\\x1b]0;x" in results.out
+    assert "cat\\x1b]0;x" in results.err
     as_json = run("results", batch, "--json")
     assert is_plain(as_json.out)
     assert as_json.json["failure"]["message"] == EVIL

@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import subprocess
 import time
 from collections.abc import Callable
 
+import psutil
 import pytest
 from rq.job import Job as RqJob
 
@@ -15,6 +17,7 @@ from renderkiln.schema import names
 from renderkiln.schema.errors import LedgerError
 from renderkiln.schema.jobs import Failure, JobStatus
 from renderkiln.worker.supervisor.outcomes import Beat, Current, Outcome
+from renderkiln.worker.supervisor.rescue import is_no_more
 from renderkiln.worker.supervisor.taking import claim, take
 
 from .bench import Bench
@@ -313,3 +316,28 @@ def test_a_name_is_free_that_a_dead_worker_left_in_an_emptied_redis(bench: Bench
     bench.worker.register_birth()
     assert bench.connection.hget(bench.worker.key, "pid") == str(os.getpid()).encode()
     assert bench.connection.ttl(bench.worker.key) > 0
+
+
+def test_a_process_that_has_ended_is_no_more_whether_or_not_anybody_has_asked_how() -> None:
+    ended = subprocess.Popen(["true"])
+    while psutil.Process(ended.pid).status() != psutil.STATUS_ZOMBIE:
+        time.sleep(0.01)
+    assert is_no_more(ended.pid)
+    ended.wait()
+    assert is_no_more(ended.pid)
+    assert not is_no_more(os.getpid())
+
+
+def test_a_worker_shows_that_it_is_busy_as_soon_as_it_begins(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    states: list[str] = []
+    monkeypatch.setattr(bench.worker, "_announce", states.append)
+    shown: list[list[str]] = []
+
+    def does(current: Current) -> Outcome:
+        shown.append(states.copy())
+        return Outcome()
+
+    bench.does = does
+    bench.house.submit()
+    bench.run_one()
+    assert shown == [["busy"]]

@@ -52,7 +52,7 @@ def test_an_unwell_worker_takes_nothing_until_it_may_try_again(bench: Bench, mon
     bench.does = lambda current: Outcome()
     bench.worker.execute_job(*taken)
     bench.worker.heartbeat()
-    assert states == ["unwell", "idle"]
+    assert states == ["unwell", "busy", "idle"]
     assert bench.house.queue.status(job) is JobStatus.FINISHED
 
 

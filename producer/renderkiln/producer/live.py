@@ -20,9 +20,10 @@ from renderkiln.schema.events import Ended, ImageDone, Progress, Returned, Start
 from renderkiln.schema.jobs import JobResult, JobStatus
 from renderkiln.schema.limits import MAX_EVENT, MAX_FIELD, MAX_MESSAGE
 
+from .endings import Endings, Recorded
 from .patience import AWAY, Patience
 from .results import read_batch
-from .waiting import final_result, last_event
+from .waiting import last_event
 
 
 @dataclass
@@ -80,8 +81,16 @@ class Watcher:
     #: Seconds between full looks at Redis, for what events did not tell.
     RECHECK = 10.0
 
-    def __init__(self, connection: redis.Redis, batch: str, num_images: int, num_jobs: int) -> None:
-        self._connection = connection
+    def __init__(
+        self,
+        connection: redis.Redis,
+        batch: str,
+        num_images: int,
+        num_jobs: int,
+        recorded: Recorded = lambda job_ids: {},
+    ) -> None:
+        """`recorded` is asked of jobs that Redis has forgotten."""
+        self._connection, self._endings = connection, Endings(recorded)
         self._pubsub = connection.pubsub(ignore_subscribe_messages=True)
         self._pubsub.subscribe(names.PROGRESS)
         self._last = last_event(connection)
@@ -120,11 +129,12 @@ class Watcher:
         self._pubsub.close()
 
     def _look(self) -> None:
-        for job_id, state in read_batch(self._connection, self.view.batch):
-            self._jobs.add(job_id)
-            result = final_result(job_id, self.view.batch, state)
-            if result is not None:
-                self._end(result)
+        rows = dict(read_batch(self._connection, self.view.batch))
+        self._jobs.update(rows)
+        # Also what an emptied Redis has not in the batch any more.
+        rows |= dict.fromkeys(self._jobs.difference(rows, self._ended))
+        for result in self._endings.of(self.view.batch, rows.items()):
+            self._end(result)
         self.view.hindered = {each.name: each.reason for each in live_workers(self._connection) if each.reason}
 
     def _hear(self, wait: float) -> None:

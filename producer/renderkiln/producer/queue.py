@@ -27,12 +27,13 @@ from renderkiln.schema.jobs import Failure, Job, JobOptions, JobResult, JobStatu
 from renderkiln.schema.spec import MAX_SEED, RenderSpec
 
 from . import cancel as canceling
+from .endings import Endings
 from .enqueue import Tally, enqueue, requeue
 from .fleet import Need, check_needs
 from .inputs import PICTURE_FIELDS, InputCarrier
 from .results import job_ids_of, read_batch, read_states
 from .stores import store_for_jobs
-from .waiting import as_completed, final_result
+from .waiting import as_completed
 
 
 @dataclass(frozen=True)
@@ -194,9 +195,13 @@ class RenderQueue:
                 if target.job_id is None
                 else zip([target.job_id], read_states(self.connection, [target.job_id]), strict=True)
             )
-            for job_id, state in rows:
-                if (result := final_result(job_id, target.batch, state)) is not None:
-                    yield result
+            yield from Endings(self.recorded, waits=False).of(target.batch, rows)
+
+    def recorded(self, job_ids: Sequence[str]) -> dict[str, JobResult]:
+        """What the ledgers of this machine have of these jobs, for what Redis has forgotten."""
+        from .recorded import recorded_of
+
+        return recorded_of(DataFolder(self.settings.data_dir), job_ids)
 
     def wait(self, job: str | SubmittedJob, timeout: float | None = None) -> JobResult:
         """Waits for one job and returns its result.
@@ -218,8 +223,8 @@ class RenderQueue:
         if isinstance(what, (str, SubmittedJob, SubmittedBatch)):
             target = self._target(what)
             job_ids = [target.job_id] if target.job_id is not None else self._ids(target.batch)
-            return as_completed(self.connection, job_ids, target.batch, timeout)
-        return as_completed(self.connection, [job.id for job in what], "", timeout)
+            return as_completed(self.connection, job_ids, target.batch, timeout, self.recorded)
+        return as_completed(self.connection, [job.id for job in what], "", timeout, self.recorded)
 
     # Changing one's mind.
 

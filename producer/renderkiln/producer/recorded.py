@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from typing import TYPE_CHECKING
 
 from renderkiln.home.folder import DataFolder
-from renderkiln.schema.errors import NotFoundError
 from renderkiln.schema.jobs import Attempt, JobResult
 
 if TYPE_CHECKING:
     from renderkiln.home.ledger import Ledger
 
 
-def completed(folder: DataFolder, results: Iterable[JobResult]) -> Iterator[JobResult]:
-    """The results, where a ledger speaks for those that Redis has forgotten."""
-    for result in results:
-        if result.failure is not None and result.failure.kind == NotFoundError.kind:
-            yield next(iter(recorded_results(folder, result.job_id)), result)
-        else:
-            yield result
+def recorded_of(folder: DataFolder, job_ids: Sequence[str]) -> dict[str, JobResult]:
+    """What the ledgers have of these jobs; of a job that several have, what came of it where one knows."""
+    found: dict[str, JobResult] = {}
+    with _ledgers(folder) as ledgers:
+        for ledger in ledgers:
+            for job_id in job_ids:
+                if job_id not in found or not found[job_id].status.is_final:
+                    result = ledger.result(job_id)
+                    if result is not None:
+                        found[job_id] = result
+    return found
 
 
 def recorded_results(folder: DataFolder, what: str) -> list[JobResult]:
@@ -41,7 +44,7 @@ def recorded_attempts(folder: DataFolder, job_id: str) -> tuple[dict[str, Attemp
     with _ledgers(folder) as ledgers:
         for ledger in ledgers:
             attempts |= {attempt.execution_id: attempt for attempt in ledger.attempts_of(job_id)}
-    return attempts, next(iter(recorded_results(folder, job_id)), None)
+    return attempts, recorded_of(folder, [job_id]).get(job_id)
 
 
 @contextmanager

@@ -18,13 +18,14 @@ from pydantic import ValidationError
 from renderkiln.home.connect import answering
 from renderkiln.home.replies import ReplyTooLargeError
 from renderkiln.schema import names
-from renderkiln.schema.errors import NotFoundError, WaitTimeoutError
+from renderkiln.schema.errors import WaitTimeoutError
 from renderkiln.schema.events import Ended, parse_event
-from renderkiln.schema.jobs import Failure, JobResult, JobStatus
+from renderkiln.schema.jobs import JobResult
 from renderkiln.schema.limits import MAX_EVENT
 
+from .endings import Endings, Recorded
 from .patience import Patience
-from .results import JobState, read_states
+from .results import read_states
 
 #: Seconds between looks at all open jobs, for what no event told us of.
 RECHECK = 5.0
@@ -35,16 +36,23 @@ _LONGEST_READ = 2.0
 
 
 def as_completed(
-    connection: redis.Redis, job_ids: Iterable[str], batch: str, timeout: float | None = None
+    connection: redis.Redis,
+    job_ids: Iterable[str],
+    batch: str,
+    timeout: float | None = None,
+    recorded: Recorded = lambda job_ids: {},
 ) -> Iterator[JobResult]:
     """Yields each job's result once it is final, in the order in which they end.
+
+    Args:
+        recorded: asked of jobs that Redis has forgotten.
 
     Raises:
         WaitTimeoutError: `timeout` seconds passed with jobs still open.
         ServerUnavailableError: Redis was away for longer than `patience` puts up with.
     """
     deadline = None if timeout is None else time.monotonic() + timeout
-    patience = Patience(deadline)
+    patience, endings = Patience(deadline), Endings(recorded)
     open_jobs = set(job_ids)
     total = len(open_jobs)
     with answering():
@@ -54,7 +62,7 @@ def as_completed(
         while open_jobs:
             if time.monotonic() >= recheck_at:
                 to_check, recheck_at = open_jobs, time.monotonic() + RECHECK
-            for result in _final(connection, list(to_check), batch, patience):
+            for result in _ended(connection, list(to_check), batch, patience, endings):
                 open_jobs.discard(result.job_id)
                 yield result
             if not open_jobs:
@@ -66,22 +74,12 @@ def as_completed(
                 raise WaitTimeoutError(f"{len(open_jobs)} of {total} jobs were not done within {timeout:g} s.")
 
 
-def final_result(job_id: str, batch: str, state: JobState | None) -> JobResult | None:
-    """The result of a job that has ended, else None. One that Redis has forgotten has ended without a trace."""
-    if state is None:
-        lost = Failure(kind=NotFoundError.kind, message="Redis does not know the job (any more).")
-        return JobResult(job_id=job_id, batch=batch, status=JobStatus.FAILED, failure=lost)
-    if not state.status.is_final:
-        return None
-    return state.result or JobResult(job_id=job_id, batch=batch, status=state.status)
-
-
-def _final(connection: redis.Redis, job_ids: list[str], batch: str, patience: Patience) -> Iterator[JobResult]:
+def _ended(
+    connection: redis.Redis, job_ids: list[str], batch: str, patience: Patience, endings: Endings
+) -> Iterator[JobResult]:
     for start in range(0, len(job_ids), _CHUNK):
         part = job_ids[start : start + _CHUNK]
-        for job_id, state in zip(part, patience.ask(partial(read_states, connection, part)), strict=True):
-            if (result := final_result(job_id, batch, state)) is not None:
-                yield result
+        yield from endings.of(batch, zip(part, patience.ask(partial(read_states, connection, part)), strict=True))
 
 
 def last_event(connection: redis.Redis) -> str:

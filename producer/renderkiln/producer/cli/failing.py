@@ -67,7 +67,7 @@ def failed(
             found = [job for job in found if kind == _kind(job)]
     if requeue:
         ids = [job.id for job in found if not job.is_refused]
-        _requeue(queue, jobs if jobs else [ids], ask=not yes, as_json=as_json)
+        _requeue(queue, jobs if jobs else [ids], ask=not yes and not jobs, as_json=as_json)
         return
     shown = found[: limit or None]
     if as_json:
@@ -154,6 +154,8 @@ def _show(found: Story) -> None:
         print(f"attempt {attempt.number} {_when(attempt)}: {_what(attempt)}")
         for line in attempt.log.splitlines():
             print(f"    {line}")
+        if attempt.outcome == "failed" and not attempt.log:
+            print("    (nothing was logged meanwhile)")
     if found.job is not None and found.failure is not None:
         print(f"queue it again: renderkiln failed --requeue {found.id}")
 

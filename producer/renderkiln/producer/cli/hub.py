@@ -49,6 +49,7 @@ def hub(
     from renderkiln.producer.hub.service import Hub
 
     logging.basicConfig(format="%(asctime)s  %(levelname)-7s  %(message)s", level=logging.INFO, stream=sys.stderr)
+    logging.getLogger("alembic").setLevel(logging.WARNING)  # that its ledger is made or upgraded goes without saying
     settings = load(data_dir=data_dir)
     connection = connect(settings)
     service = Hub(connection.redis, DataFolder(settings.data_dir), repair_every=repair_every)

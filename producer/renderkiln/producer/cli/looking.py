@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -111,7 +112,7 @@ def watch(
             if batch
             else "no batches yet: queue some with `renderkiln submit prompts.txt`."
         )
-    watcher = Watcher(queue.connection, found.id, found.num_images, found.num_jobs)
+    watcher = Watcher(queue.connection, found.id, found.num_images, found.num_jobs, queue.recorded)
     try:
         show_progress(Console(), watcher.updates())
     finally:
@@ -130,21 +131,21 @@ def results(
 ) -> None:
     """List the pictures of a batch or a job.
 
-    Where they are, and why jobs failed. Looks in Redis, which keeps results for a week, and then in this machine's
-    ledger, and in the hub's, where it runs here: that one knows of all machines.
+    Where they are, a line each; on standard error, which jobs have none, and why. Looks in Redis, which keeps results
+    for a week, and then in this machine's ledger, and in the hub's, where it runs here: that one knows of all machines.
 
     Example: renderkiln results prompts-1a2b3c4d --json
     """
     from renderkiln.home.folder import DataFolder
     from renderkiln.home.settings import load
     from renderkiln.producer.queue import RenderQueue
-    from renderkiln.producer.recorded import completed, recorded_results
+    from renderkiln.producer.recorded import recorded_results
 
     settings = load(data_dir=data_dir)
     folder = DataFolder(settings.data_dir)
     queue = RenderQueue(settings=settings)
     try:
-        rows = completed(folder, queue.results(what))
+        rows = queue.results(what)
     except NotFoundError:
         kept = recorded_results(folder, what)
         if not kept:
@@ -160,9 +161,10 @@ def results(
         for image in result.images:
             print(plain(image.url))
         if result.failure is not None:
-            print(plain(f"{result.status.value} {result.job_id}  {result.failure.kind}: {result.failure.message}"))
+            said = f"{result.status.value} {result.job_id}  {result.failure.kind}: {result.failure.message}"
+            print(plain(said), file=sys.stderr)
         elif not result.images:
-            print(plain(f"{result.status.value} {result.job_id}"))
+            print(plain(f"{result.status.value} {result.job_id}"), file=sys.stderr)
 
 
 def show(

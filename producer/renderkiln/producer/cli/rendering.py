@@ -119,7 +119,9 @@ class _Run:
 
         self._queue, self._prepared, self._worker, self._console = queue, prepared, worker, console
         num_jobs = _known_jobs(queue, prepared)
-        self._watcher: Watcher = Watcher(queue.connection, prepared.batch, prepared.num_images, num_jobs)
+        self._watcher: Watcher = Watcher(
+            queue.connection, prepared.batch, prepared.num_images, num_jobs, queue.recorded
+        )
         self._interrupts = 0
 
     @property

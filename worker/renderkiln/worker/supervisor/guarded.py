@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import psutil
 import redis
 from rq import Queue, SimpleWorker
 from rq.job import Job as RqJob
@@ -22,7 +21,7 @@ from renderkiln.schema.limits import MAX_MESSAGE
 
 from .outage import is_outage
 from .refusals import Refusals
-from .rescue import process_of
+from .rescue import is_no_more, process_of
 from .signals import Signals
 
 log = logging.getLogger("renderkiln.supervisor")
@@ -60,7 +59,7 @@ class GuardedWorker(SimpleWorker):  # type: ignore[misc]  # RQ is untyped to us
         (found,) = read_hashes(self.connection, [self.key], "hostname", "pid")
         process = process_of(found, self.hostname or "")
         is_nobodys = found is None or None in found
-        if is_nobodys or (process is not None and (process == self.pid or not psutil.pid_exists(process))):
+        if is_nobodys or (process is not None and (process == self.pid or is_no_more(process))):
             self.connection.delete(self.key)
         try:
             super().register_birth()

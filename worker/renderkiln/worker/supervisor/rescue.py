@@ -87,7 +87,17 @@ def _worker_is_gone(connection: Any, job_id: str, worker_key: Callable[[str], st
         return False
     (worker,) = read_hashes(connection, [worker_key(name.decode(errors="replace"))], "hostname", "pid")
     pid = process_of(worker, socket.gethostname())
-    return pid is not None and not psutil.pid_exists(pid)
+    return pid is not None and is_no_more(pid)
+
+
+def is_no_more(pid: int) -> bool:
+    """Whether a process of this machine has ended; also where nobody has asked how, as in a container without init."""
+    try:
+        return bool(psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return True
+    except psutil.Error:
+        return False
 
 
 def _put_back(connection: Any, queue: Queue, job_id: str, member: str, refusals: Refusals) -> bool:

@@ -12,6 +12,7 @@ What is different from RQ's own, and why, job by job:
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import signal
 import time
@@ -20,7 +21,6 @@ from functools import partial
 from types import FrameType
 from typing import Any
 
-import psutil
 import redis
 from rq import Queue
 from rq.executions import Execution
@@ -47,7 +47,7 @@ from .outage import Backoff, is_outage, ride_out
 from .outcomes import Beat, Current, Outcome
 from .postponing import Postponed
 from .refusals import Refusals
-from .rescue import rescue
+from .rescue import is_no_more, rescue
 from .signals import Signals
 from .taking import claim, counter, put_back, take
 from .verdicts import Verdict, in_words, judge, remember, result_of
@@ -156,6 +156,11 @@ class RenderWorker(GuardedWorker):
         """Tells the world how it stands now, between two heartbeats."""
         self._announce("busy" if self._current else "unwell" if self._health.reason else "idle")
 
+    def _show_busy(self) -> None:
+        """At once: a short job is over before the next heartbeat."""
+        with contextlib.suppress(redis.RedisError):
+            self.announce()
+
     def beat_while_rendering(self) -> Beat:
         """Keeps the lease of the job at hand; looks whether it is still ours and wanted. Survives an absent Redis."""
         current = self._current
@@ -219,7 +224,7 @@ class RenderWorker(GuardedWorker):
 
     def _is_done_here(self, burst: bool) -> bool:
         """Whether a worker that found its queues empty ends there: told to, or left behind, and nothing waits."""
-        is_orphan = self._owner is not None and not psutil.pid_exists(self._owner)
+        is_orphan = self._owner is not None and is_no_more(self._owner)
         if not (burst or is_orphan) or self._postponed.is_any(self._ordered_queues):
             return False
         if is_orphan:
@@ -266,6 +271,7 @@ class RenderWorker(GuardedWorker):
         if self._current is None:
             return
         try:
+            self._show_busy()
             began = time.monotonic()
             outcome = self._attempt(self._current)
             self._conclude(self._current, queue, outcome, time.monotonic() - began)
