@@ -149,7 +149,7 @@ def test_the_form_is_the_one_that_was_tuned(run: Run, data: DataFolder) -> None:
     [
         (["shaps"], 2, "Did you mean 'shapes'?"),
         (["shapes", "--memory-budget", "lots"], 2, "memory_budget = 'lots' (from --memory-budget)"),
-        (["shapes", "--memory-budget", "0"], 2, "greater than 0"),
+        (["shapes", "--memory-budget", "0"], 2, "greater than or equal to 1000000"),
         (["shapes", "--size", "64"], 2, "write WIDTHxHEIGHT"),
         (["shapes", "--size", "64x66"], 2, "sides must be multiples of 8"),
         (["shapes", "--engine", "coreml"], 1, "holds no stages that are converted to Core ML"),

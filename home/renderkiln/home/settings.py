@@ -65,7 +65,9 @@ class Settings(BaseSettings):
         "has room for, and less while the system is short of memory.",
     )
     memory_budget: ByteSize | None = Field(
-        None, gt=0, description="What a renderer may take, such as 6GB; unless told, three quarters of the memory."
+        None,
+        ge=1_000_000,  # a number without a unit is of bytes
+        description="What a renderer may take, such as 6GB; unless told, three quarters of the memory.",
     )
     look_ahead: int = Field(
         48, ge=0, le=1000, description="Waiting jobs whose prompts are encoded while the text encoder is loaded."
@@ -219,4 +221,7 @@ def _say(finding: Any, flags: dict[str, Any]) -> str:
     if finding["type"] == "extra_forbidden":
         return f"{CONFIG_FILE}: unknown key {name!r}.{did_you_mean(name, Settings.model_fields)}"
     origin = f"--{name.replace('_', '-')}" if name in flags else f"RENDERKILN_{name.upper()} or {CONFIG_FILE}"
-    return f"{name} = {finding['input']!r} (from {origin}): {finding['msg'][0].lower()}{finding['msg'][1:]}"
+    said = f"{finding['msg'][0].lower()}{finding['msg'][1:]}"
+    if "byte" in finding["type"]:
+        said = "a size is a number and a unit, such as 6GB or 500MB"
+    return f"{name} = {finding['input']!r} (from {origin}): {said}"

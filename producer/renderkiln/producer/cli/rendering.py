@@ -12,7 +12,7 @@ import typer
 
 from renderkiln.home import flags
 from renderkiln.home.showing import plain
-from renderkiln.schema.errors import EXIT_FAILED, EXIT_INTERRUPTED
+from renderkiln.schema.errors import EXIT_FAILED, EXIT_INTERRUPTED, WorkerUnavailableError
 
 from .options import PROMPTS_HELP, AsJson, DataDir, Out, RequestOptions, with_request
 from .wording import count, say
@@ -154,7 +154,11 @@ class _Run:
     def _keep_a_worker(self) -> None:
         if self._worker.pid is None and self._somebody_else_renders():
             return
-        self._worker.ensure_running()
+        try:
+            self._worker.ensure_running()
+        except WorkerUnavailableError as error:
+            back = f"`renderkiln cancel {self._prepared.batch}` takes it back"
+            raise WorkerUnavailableError(f"{error}\nWhat is queued waits for another worker; {back}.") from None
 
     def _somebody_else_renders(self) -> bool:
         from renderkiln.home.workers import live_workers
