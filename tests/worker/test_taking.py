@@ -13,11 +13,11 @@ import psutil
 import pytest
 from rq.job import Job as RqJob
 
+from renderkiln.home.processes import is_no_more
 from renderkiln.schema import names
 from renderkiln.schema.errors import LedgerError
 from renderkiln.schema.jobs import Failure, JobStatus
 from renderkiln.worker.supervisor.outcomes import Beat, Current, Outcome
-from renderkiln.worker.supervisor.rescue import is_no_more
 from renderkiln.worker.supervisor.taking import claim, take
 
 from .bench import Bench

@@ -22,7 +22,7 @@ from renderkiln.schema.limits import MAX_EVENT, MAX_FIELD, MAX_MESSAGE
 
 from .endings import Endings, Recorded
 from .patience import AWAY, Patience
-from .results import read_batch
+from .results import JobState, read_batch
 from .waiting import last_event
 
 
@@ -129,13 +129,19 @@ class Watcher:
         self._pubsub.close()
 
     def _look(self) -> None:
-        rows = dict(read_batch(self._connection, self.view.batch))
-        self._jobs.update(rows)
-        # Also what an emptied Redis has not in the batch any more.
-        rows |= dict.fromkeys(self._jobs.difference(rows, self._ended))
-        for result in self._endings.of(self.view.batch, rows.items()):
+        for result in self._endings.of(self.view.batch, self._states()):
             self._end(result)
         self.view.hindered = {each.name: each.reason for each in live_workers(self._connection) if each.reason}
+
+    def _states(self) -> Iterator[tuple[str, JobState | None]]:
+        """Of all jobs of the batch; also of those that an emptied Redis has not in it any more."""
+        gone = self._jobs - self._ended
+        for job_id, state in read_batch(self._connection, self.view.batch):
+            self._jobs.add(job_id)
+            gone.discard(job_id)
+            yield job_id, state
+        for job_id in gone:
+            yield job_id, None
 
     def _hear(self, wait: float) -> None:
         reply: Any = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from typing import TYPE_CHECKING
 
@@ -18,11 +18,7 @@ def recorded_of(folder: DataFolder, job_ids: Sequence[str]) -> dict[str, JobResu
     found: dict[str, JobResult] = {}
     with _ledgers(folder) as ledgers:
         for ledger in ledgers:
-            for job_id in job_ids:
-                if job_id not in found or not found[job_id].status.is_final:
-                    result = ledger.result(job_id)
-                    if result is not None:
-                        found[job_id] = result
+            _add(found, (result for job_id in job_ids if (result := ledger.result(job_id)) is not None))
     return found
 
 
@@ -32,9 +28,7 @@ def recorded_results(folder: DataFolder, what: str) -> list[JobResult]:
     with _ledgers(folder) as ledgers:
         for ledger in ledgers:
             one = ledger.result(what)
-            for result in [one] if one else ledger.batch_results(what):
-                if result.job_id not in found or not found[result.job_id].status.is_final:
-                    found[result.job_id] = result
+            _add(found, [one] if one else ledger.batch_results(what))
     return list(found.values())
 
 
@@ -45,6 +39,13 @@ def recorded_attempts(folder: DataFolder, job_id: str) -> tuple[dict[str, Attemp
         for ledger in ledgers:
             attempts |= {attempt.execution_id: attempt for attempt in ledger.attempts_of(job_id)}
     return attempts, recorded_of(folder, [job_id]).get(job_id)
+
+
+def _add(found: dict[str, JobResult], results: Iterable[JobResult]) -> None:
+    """Adds what another ledger has, where none has told what came of a job."""
+    for result in results:
+        if result.job_id not in found or not found[result.job_id].status.is_final:
+            found[result.job_id] = result
 
 
 @contextmanager

@@ -17,12 +17,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import psutil
 import redis
 from pydantic import ValidationError
 
 from renderkiln.home.folder import DataFolder
 from renderkiln.home.ledger import Ledger
+from renderkiln.home.processes import is_no_more
 from renderkiln.home.replies import ReplyTooLargeError
 from renderkiln.schema import names
 from renderkiln.schema.errors import InvalidSpecError, LedgerError, ServerUnavailableError, WorkerUnavailableError
@@ -292,7 +292,7 @@ def _is_gone(hub: str) -> bool:
     host, _, rest = hub.rpartition("-")[0].rpartition("-")
     if host != socket.gethostname() or not rest.isdigit():
         return False
-    return int(rest) == os.getpid() or not psutil.pid_exists(int(rest))  # in a container each is process 1
+    return int(rest) == os.getpid() or is_no_more(int(rest))  # in a container each is process 1
 
 
 def _jobs_of(event: bytes) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ from rq import Queue, SimpleWorker
 from rq.job import Job as RqJob
 from rq.worker_registration import REDIS_WORKER_KEYS, WORKERS_BY_QUEUE_KEY
 
+from renderkiln.home.processes import is_no_more
 from renderkiln.home.reading import is_wrong_type, read_hashes
 from renderkiln.schema import names
 from renderkiln.schema.errors import WorkerUnavailableError
@@ -21,7 +22,7 @@ from renderkiln.schema.limits import MAX_MESSAGE
 
 from .outage import is_outage
 from .refusals import Refusals
-from .rescue import is_no_more, process_of
+from .rescue import process_of
 from .signals import Signals
 
 log = logging.getLogger("renderkiln.supervisor")

@@ -12,13 +12,13 @@ import socket
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import psutil
 import redis
 from rq import Queue
 from rq.job import Job as RqJob
 from rq.job import JobStatus as RqStatus
 from rq.serializers import JSONSerializer
 
+from renderkiln.home.processes import is_no_more
 from renderkiln.home.reading import members_of_sorted_set, read_hashes
 from renderkiln.schema.limits import MAX_FIELD
 
@@ -88,16 +88,6 @@ def _worker_is_gone(connection: Any, job_id: str, worker_key: Callable[[str], st
     (worker,) = read_hashes(connection, [worker_key(name.decode(errors="replace"))], "hostname", "pid")
     pid = process_of(worker, socket.gethostname())
     return pid is not None and is_no_more(pid)
-
-
-def is_no_more(pid: int) -> bool:
-    """Whether a process of this machine has ended; also where nobody has asked how, as in a container without init."""
-    try:
-        return bool(psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
-        return True
-    except psutil.Error:
-        return False
 
 
 def _put_back(connection: Any, queue: Queue, job_id: str, member: str, refusals: Refusals) -> bool:

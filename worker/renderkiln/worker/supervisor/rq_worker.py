@@ -30,6 +30,7 @@ from rq.utils import now as rq_now
 from rq.worker.base import WorkerStatus
 
 from renderkiln.home.fences import next_fence
+from renderkiln.home.processes import is_no_more
 from renderkiln.home.workers import live_workers
 from renderkiln.schema import names
 from renderkiln.schema.errors import InvalidSpecError, LedgerError
@@ -47,7 +48,7 @@ from .outage import Backoff, is_outage, ride_out
 from .outcomes import Beat, Current, Outcome
 from .postponing import Postponed
 from .refusals import Refusals
-from .rescue import is_no_more, rescue
+from .rescue import rescue
 from .signals import Signals
 from .taking import claim, counter, put_back, take
 from .verdicts import Verdict, in_words, judge, remember, result_of
@@ -156,8 +157,8 @@ class RenderWorker(GuardedWorker):
         """Tells the world how it stands now, between two heartbeats."""
         self._announce("busy" if self._current else "unwell" if self._health.reason else "idle")
 
-    def _show_busy(self) -> None:
-        """At once: a short job is over before the next heartbeat."""
+    def show_state(self) -> None:
+        """The same where it does not matter much: nothing where Redis is away."""
         with contextlib.suppress(redis.RedisError):
             self.announce()
 
@@ -271,7 +272,7 @@ class RenderWorker(GuardedWorker):
         if self._current is None:
             return
         try:
-            self._show_busy()
+            self.show_state()  # a short job is over before the next heartbeat
             began = time.monotonic()
             outcome = self._attempt(self._current)
             self._conclude(self._current, queue, outcome, time.monotonic() - began)

@@ -304,8 +304,7 @@ class _Service:
         announce(self._redis, info, self._settings.lease)
 
     def _announce_pause(self) -> None:
-        with contextlib.suppress(redis.RedisError):
-            self._worker.announce()
+        self._worker.show_state()
 
     def _arrived_late(self) -> None:
         self._publisher.wake()
