@@ -195,14 +195,17 @@ def _serve(contender: Contender) -> None:
     def say(what: dict[str, Any]) -> None:
         print(json.dumps(what), file=answers, flush=True)
 
-    from renderkiln.home.folder import DataFolder
-    from renderkiln.schema import JobOptions, RenderSpec, make_job
-    from renderkiln.worker.engine.base import Ahead
-    from renderkiln.worker.engine.embeddings import CacheLimits, EmbeddingCache
-    from renderkiln.worker.engine.making import EngineChoice, make_engine
-    from renderkiln.worker.memory.planning import Rule
-    from renderkiln.worker.memory.process import resident_bytes
-    from renderkiln.worker.models.choosing import Wishes
+    from renderkiln.worker.importing import imports_that_stay
+
+    with imports_that_stay():  # as a renderer has it
+        from renderkiln.home.folder import DataFolder
+        from renderkiln.schema import JobOptions, RenderSpec, make_job
+        from renderkiln.worker.engine.base import Ahead
+        from renderkiln.worker.engine.embeddings import CacheLimits, EmbeddingCache
+        from renderkiln.worker.engine.making import EngineChoice, make_engine
+        from renderkiln.worker.memory.planning import Rule
+        from renderkiln.worker.memory.process import resident_bytes
+        from renderkiln.worker.models.choosing import Wishes
 
     say({"empty_bytes": resident_bytes(os.getpid())})
     folder = Path(contender.model)

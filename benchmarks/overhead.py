@@ -140,7 +140,7 @@ def _ours(jobs: int) -> dict[str, Any]:
     with place() as here:
         settings = here.settings.model_copy(update={"memory": "resident"})
         here.queue.submit_many({"prompt": "nothing", "seed": seed} for seed in range(jobs + WARM_UP))
-        service.run_worker(settings, connect(here.settings), service.WorkerOptions(burst=True, warm="none"))
+        service.run_worker(settings, lambda: connect(here.settings), service.WorkerOptions(burst=True, warm="none"))
         finished = here.queue.connection.zcard("rq:finished:renderkiln:normal:shapes")
     if finished != jobs + WARM_UP:
         raise AssertionError(f"{finished} jobs were finished")

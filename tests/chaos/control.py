@@ -47,14 +47,17 @@ class Control:
     def is_set(self, name: str) -> bool:
         return (self.folder / name).exists()
 
-    def note(self, kind: str, **said: Any) -> None:
-        """Adds a line to what this worker's processes did; one write, so that lines of several stay whole."""
-        line = json.dumps({"kind": kind, "at": time.monotonic(), "pid": os.getpid(), **said}) + "\n"
-        handle = os.open(self.folder / "notes.jsonl", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    def write(self, name: str, line: str) -> None:
+        """Adds a line to a file; in one write, so that lines of several processes stay whole."""
+        handle = os.open(self.folder / name, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
         try:
-            os.write(handle, line.encode())
+            os.write(handle, f"{line}\n".encode())
         finally:
             os.close(handle)
+
+    def note(self, kind: str, **said: Any) -> None:
+        """Adds to what this worker's processes did."""
+        self.write("notes.jsonl", json.dumps({"kind": kind, "at": time.monotonic(), "pid": os.getpid(), **said}))
 
     def notes(self) -> list[dict[str, Any]]:
         try:

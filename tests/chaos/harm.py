@@ -141,7 +141,10 @@ class Harm:
         record.job, record.struck_at = self._watch.job_of(seat.name), time.monotonic()
         if seat.control.take_back("kill-renderer"):
             record.instead = "nothing: no picture was sent"
-        record.killed = len(seat.control.notes()) > before
+        died = seat.control.notes()[before:]
+        record.killed = bool(died)
+        if died:
+            record.struck_at = died[0]["at"]
         time.sleep(0.3)
 
     def _stop(self, record: Record, seat: Seat, life: Life, chance: random.Random) -> None:

@@ -24,6 +24,7 @@ from renderkiln.home import ledger as ledger_module
 from renderkiln.home.ledger import Ledger
 from renderkiln.home.store import Store
 from renderkiln.home.store import folder as folder_module
+from renderkiln.schema.jobs import ImageResult, Job
 from renderkiln.worker.supervisor import rescue, rq_worker
 from renderkiln.worker.supervisor.news import News
 from renderkiln.worker.supervisor.rq_worker import RenderWorker
@@ -90,6 +91,7 @@ def prepare(control: Control, host: str, renderer: str) -> None:
     _bend_clock(process)
     _fill_disk(control)
     _close_ledger(control)
+    _note_pictures(control)
     for boundary, (owner, name, happened) in BOUNDARIES.items():
         setattr(owner, name, _wrapped(process, boundary, getattr(owner, name), happened))
     _die_before_renames(process)
@@ -108,6 +110,17 @@ def _wrapped(
         return result
 
     return wrapper
+
+
+def _note_pictures(control: Control) -> None:
+    """Writes down which pictures were recorded, and Redis told of them: they should not be rendered again."""
+    real = News.image
+
+    def image(news: News, job: Job, result: ImageResult) -> None:
+        real(news, job, result)
+        control.write("recorded.log", f"{os.environ[LIFE]} {job.id} {result.k} {time.monotonic():.3f}")
+
+    News.image = image  # type: ignore[method-assign]
 
 
 def _die_before_renames(process: _Process) -> None:

@@ -34,7 +34,8 @@ def costly_kills(outcome: Outcome) -> list[tuple[str, float]]:
 
 def _row(kind: str, records: list[Record], outcome: Outcome) -> dict[str, Any]:
     verdict, jobs = outcome.verdict, {record.job for record in records}
-    wasted = [verdict.wasted.get(record.fault.id, 0.0) for record in records]
+    by_fault = verdict.wasted
+    wasted = [by_fault.get(record.fault.id, 0.0) for record in records]
     recoveries = [verdict.recoveries[each.fault.id] for each in records if each.fault.id in verdict.recoveries]
     return {
         "fault": kind,
@@ -102,6 +103,9 @@ def _counted(said: Iterable[str]) -> list[str]:
 
 def as_json(outcome: Outcome) -> dict[str, Any]:
     verdict, order = outcome.verdict, outcome.order
+    wasted, goes = verdict.wasted, defaultdict(list)
+    for one in verdict.waste:
+        goes[one.culprit.fault.id if one.culprit else ""].append(one.as_json())
     return {
         "seed": order.seed,
         "faults": len(outcome.records),
@@ -121,7 +125,8 @@ def as_json(outcome: Outcome) -> dict[str, Any]:
                 "job": each.job,
                 "struck_at": round(each.struck_at, 3),
                 "over_at": round(each.over_at, 3),
-                "wasted": round(verdict.wasted.get(each.fault.id, 0.0), 2),
+                "wasted": round(wasted.get(each.fault.id, 0.0), 2),
+                "wasted_goes": goes[each.fault.id],
                 "recovery": verdict.recoveries.get(each.fault.id),
             }
             for each in outcome.records

@@ -18,6 +18,7 @@ from renderkiln.schema.jobs import Job, JobStatus
 
 from .fleet import Fleet
 from .harm import Record
+from .waste import Wasted, find_waste, read_goes
 from .watch import Watch
 from .work import known_jobs
 
@@ -30,22 +31,6 @@ class Row:
     k: int
     url: str
     sha256: str
-
-
-@dataclass
-class Rendering:
-    """One go at one image: how far a renderer came with it."""
-
-    job: str
-    k: int
-    life: str
-    began_at: float
-    steps: int
-    num_steps: int
-
-    @property
-    def share(self) -> float:
-        return self.steps / self.num_steps
 
 
 @dataclass
@@ -72,11 +57,19 @@ class Verdict:
     overwritten: int = 0
     #: Half-written files that the store's own cleaning removed, as it should.
     cleaned: int = 0
-    #: Work done for nothing, in images' worth of steps, by fault; "" where no fault explains it.
-    wasted: Mapping[str, float] = field(default_factory=dict)
+    #: Work done for nothing.
+    waste: list[Wasted] = field(default_factory=list)
     #: Seconds from the death of a worker, by fault, until its job was started again; without those deaths after which
     #: Redis was emptied, as what the hub brings back stands behind all that waits.
     recoveries: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def wasted(self) -> Mapping[str, float]:
+        """Work done for nothing, in images' worth of steps, by fault; "" where no fault explains it."""
+        found: Counter[str] = Counter()
+        for each in self.waste:
+            found[each.culprit.fault.id if each.culprit else ""] += each.go.share
+        return found
 
     @property
     def is_clean(self) -> bool:
@@ -101,8 +94,7 @@ def judge(fleet: Fleet, watch: Watch, jobs: Mapping[str, Job], records: Iterable
     _judge_ends(verdict, watch, known_jobs(fleet.hub_ledger), jobs, wipes)
     _judge_lists(verdict, fleet.client(), jobs)
     _judge_pictures(verdict, fleet, watch, jobs)
-    renderings = [each for seat in fleet.seats for each in _renderings(seat.control.folder / "steps.log")]
-    verdict.wasted = _wasted(renderings, records)
+    verdict.waste = find_waste([go for seat in fleet.seats for go in read_goes(seat.control.folder)], records)
     verdict.recoveries = _recoveries(watch, records, wipes)
     verdict.renderers_left = _count_renderers(fleet.root)
     return verdict
@@ -178,49 +170,6 @@ def _judge_pictures(verdict: Verdict, fleet: Fleet, watch: Watch, jobs: Mapping[
 def _rows(ledger: Path) -> list[Row]:
     with closing(sqlite3.connect(f"file:{ledger}?mode=ro", uri=True, timeout=30)) as connection:
         return [Row(*row) for row in connection.execute("SELECT job_id, k, url, sha256 FROM images")]
-
-
-def _renderings(log: Path) -> list[Rendering]:
-    found: dict[str, Rendering] = {}
-    for line in log.read_text().splitlines() if log.exists() else ():
-        name, life, job, k, step, num_steps, at = line.split()
-        if name not in found:
-            found[name] = Rendering(job, int(k), life, float(at), 0, int(num_steps))
-        found[name].steps = int(step)
-    return list(found.values())
-
-
-def _wasted(renderings: list[Rendering], records: list[Record]) -> dict[str, float]:
-    """Every go at an image but the last whole one was for nothing; it is put down to what struck its worker."""
-    by_life: dict[str, list[Record]] = defaultdict(list)
-    for record in records:
-        if record.life is not None:
-            by_life[record.life].append(record)
-    shared = [record for record in records if record.life is None]
-    goes: dict[tuple[str, int], list[Rendering]] = defaultdict(list)
-    for each in renderings:
-        goes[each.job, each.k].append(each)
-    wasted: Counter[str] = Counter()
-    for tries in goes.values():
-        tries.sort(key=lambda each: each.began_at)
-        whole = [each for each in tries if each.steps == each.num_steps]
-        for each in tries:
-            if whole and each is whole[-1]:
-                continue
-            wasted[_culprit(each, tries, by_life, shared)] += each.share
-    return dict(wasted)
-
-
-def _culprit(
-    rendering: Rendering, tries: list[Rendering], by_life: Mapping[str, list[Record]], shared: list[Record]
-) -> str:
-    lives = [rendering.life, *(each.life for each in tries if each.life != rendering.life)]
-    for life in lives:
-        after = [record for record in by_life[life] if record.over_at >= rendering.began_at]
-        if after:
-            return min(after, key=lambda record: record.struck_at).fault.id
-    of_all = [record for record in shared if record.over_at >= rendering.began_at]
-    return min(of_all, key=lambda record: record.struck_at).fault.id if of_all else ""
 
 
 def _recoveries(watch: Watch, records: list[Record], wipes: list[float]) -> dict[str, float]:

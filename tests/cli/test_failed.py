@@ -144,13 +144,25 @@ def test_the_ledger_of_this_machine_knows_more(
     ledger.worker_started("mini-1", "mini", 1, {})
     ledger.attempt_started(job, "e1", 1, "mini-1")
     failure = Failure(kind="renderer_died", message="it crashed")
-    ledger.attempt_ended(job.id, "e1", "failed", status=JobStatus.FAILED, failure=failure, log="all of it")
+    ledger.attempt_ended(
+        job.id,
+        "e1",
+        "failed",
+        status=JobStatus.FAILED,
+        failure=failure,
+        timings={"load_seconds": 1.25},
+        memory={"peak_bytes": 2_400_000_000, "loads": 3, "evictions": 2},
+        log="all of it",
+    )
     ledger.close()
     remember(worker, job, {"failure": {"kind": "renderer_died", "message": "it cra"}}, {"worker": "mini-2"}, log="end")
     attempts = {attempt["worker"]: attempt for attempt in run("failed", job.id, "--json").json["attempts"]}
     first, second = attempts["mini-1"], attempts["mini-2"]
     assert (first["failure"]["message"], first["log"]) == ("it crashed", "all of it")
-    assert (second["number"], second["log"]) == (2, "end")
+    assert (first["peak_bytes"], first["loads"], first["evictions"]) == (2_400_000_000, 3, 2)
+    took = "    memory: 2,400 MB at most, 3 stages loaded in 1.2 s, 2 dropped to make room\n"
+    assert took in run("failed", job.id).out
+    assert (second["number"], second["log"], second["peak_bytes"]) == (2, "end", None)
     worker.connection.flushall()
     row = run("failed", job.id, "--json").json
     assert (row["status"], len(row["attempts"])) == ("failed", 1)

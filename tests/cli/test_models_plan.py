@@ -14,7 +14,7 @@ from renderkiln.home.ledger import Ledger
 from renderkiln.home.memory_records import MemoryRecords
 from renderkiln.home.settings import load
 from renderkiln.worker.memory.pressure import Probe
-from renderkiln.worker.memory.sizes import default_budget
+from renderkiln.worker.memory.sizes import EMPTY_RENDERER, RENDERER, default_budget
 from renderkiln.worker.protocol import MemoryUse, StageMeasured
 from renderkiln.worker.supervisor.memory.rules import MemoryRules
 
@@ -71,9 +71,23 @@ def test_what_a_worker_measured_is_in_it(run: Run, records: MemoryRecords) -> No
     assert (unet["working_bytes"], unet["load_seconds"]) == (300 * MB, 0.5)
     assert (unet["working_measured"], unet["load_measured"]) == (True, True)
     assert "+ 300        0.5  measured" in run("models", "plan", "shapes", "--device", "cpu").out
+    assert (said["renderer_bytes"], said["renderer_measured"]) == (EMPTY_RENDERER, False)
     # In another form, it is another measurement.
     said = run("models", "plan", "shapes", "--device", "mps", "--json").json
     assert not said["stages"][1]["working_measured"]
+
+
+def test_what_the_renderer_holds_is_the_workers_word_too(run: Run, records: MemoryRecords) -> None:
+    rules = MemoryRules(load(device="cpu"), records, 16 * GB)
+    plan = ("models", "plan", "shapes", "--device", "cpu", "--memory", "jit", "--json")
+    before = run(*plan).json
+    for size in (500, 510):  # the second is not worth a write
+        measured = {RENDERER: StageMeasured(size * MB, 0.0, 0, 0)}
+        rules.learn("shapes", None, MemoryUse(0, 0, 0.0, 0, measured=measured))
+    said = run(*plan).json
+    assert (said["policy"], said["renderer_bytes"], said["renderer_measured"]) == ("jit", 500 * MB, True)
+    assert said["least_bytes"] == before["least_bytes"] + 50 * MB
+    assert [each["stage"] for each in said["stages"]] == ["text_encoder", "unet", "vae_decoder"]
 
 
 def test_that_memory_ran_out_is_remembered_until_it_is_forgotten(run: Run, records: MemoryRecords) -> None:
@@ -120,7 +134,7 @@ def test_a_model_that_cannot_fit_is_an_answer_and_no_error(run: Run, data: DataF
     said = run("models", "plan", "sd15", "--variant", "original", "--memory-budget", "2.3GB")
     assert (said.code, said.err) == (0, "")
     assert said.out.startswith("sd15 (coreml, original on reference) at 512x512 with 2.3 GB\n")
-    assert "sd15 does not fit: its unet alone takes 2.68 GB with the renderer around it" in said.out
+    assert "sd15 does not fit: its unet alone takes 2,683 MB with the renderer around it" in said.out
     assert said.out.endswith("Its variant split-einsum would fit (--engine coreml --variant split-einsum).\n")
     as_json = run("models", "plan", "sd15", "--variant", "original", "--memory-budget", "2.3GB", "--json").json
     assert (as_json["fits"], as_json["smaller_variants"]) == (False, ["split-einsum"])

@@ -83,7 +83,11 @@ def test_costs_are_kept_by_model_form_and_stage(records: MemoryRecords) -> None:
 def test_samples_come_back_as_they_went_in_by_their_time(records: MemoryRecords) -> None:
     samples = [
         sample(
-            3.5, stages=(("m", "unet", 5 * GB), ("m", "vae", 7)), level="critical", event="tightened: one at a time"
+            3.5,
+            stages=(("m", "unet", 5 * GB), ("m", "vae", 7)),
+            level="critical",
+            event="tightened: one at a time",
+            budget_bytes=6 * GB,
         ),
         sample(1.25),
         sample(2.0, stages=(("ünï", "unet", 1),), process_bytes=2**40),

@@ -46,6 +46,25 @@ def test_each_time_that_memory_runs_out_takes_more_away_and_is_remembered(record
     assert rules(records, memory_budget="14GB").order("m", None).step == 0, "it was learned with less"
 
 
+def test_why_nothing_is_tightened_any_more_is_said(records: MemoryRecords) -> None:
+    machine = rules(records, memory="jit")
+    assert "models plan m --forget" in str(machine.ran_out("m", "killed"))
+    assert machine.ran_out("m", "killed") is None
+    assert "decoded in tiles for m already" in machine.why_no_tighter("m")
+    assert "resident" in rules(records, memory="resident").why_no_tighter("m")
+
+
+def test_a_budget_that_is_exceeded_is_said_once_and_again_where_it_gets_worse(records: MemoryRecords) -> None:
+    machine = rules(records, memory_budget="3GB")
+    assert machine.exceeded("m", 3 * GIGA) is None
+    assert machine.exceeded("m", int(3.05 * GIGA)) is None, "that is noise"
+    assert "took 3,300 MB at its most, which is 300 MB over" in str(machine.exceeded("m", int(3.3 * GIGA)))
+    assert machine.exceeded("m", int(3.4 * GIGA)) is None
+    assert machine.exceeded("other", int(3.4 * GIGA)) is not None
+    assert machine.exceeded("m", int(3.6 * GIGA)) is not None
+    assert rules(records, memory="resident", memory_budget="3GB").exceeded("m", 9 * GIGA) is None, "it heeds none"
+
+
 @pytest.mark.parametrize(("policy", "steps"), [("resident", []), ("jit", [3])])
 def test_who_says_what_stays_is_heeded(records: MemoryRecords, policy: str, steps: list[int]) -> None:
     machine = rules(records, memory=policy)

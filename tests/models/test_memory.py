@@ -281,25 +281,29 @@ def test_what_fits_is_not_too_large_and_what_does_not_is_said(no_settings: Path,
     settings = load(dtype="float16")
     assert why_too_large("sd15", folder, settings, least) is None
     assert why_too_large("sd15", folder, settings, least - 1) == (
-        "sd15 does not fit: its unet alone takes 2.68 GB with the renderer around it, and there are 2.68 GB. Take a "
-        "smaller model, or another --memory-budget; `renderkiln convert` and then `renderkiln compress --nbits 6` make "
-        "a smaller one."
+        "sd15 does not fit: its unet alone takes 2,683 MB with the renderer around it, and there are 2,683 MB. Take "
+        "a smaller model, or another --memory-budget; `renderkiln convert` and then `renderkiln compress --nbits 6` "
+        "make a smaller one."
     )
-    assert "takes 4.57 GB" in (why_too_large("sd15", folder, load(dtype="float32"), least) or "")
+    assert "takes 4,575 MB" in (why_too_large("sd15", folder, load(dtype="float32"), least) or "")
 
 
 def test_where_the_image_is_too_large_a_smaller_model_is_no_advice(tmp_path: Path) -> None:
     costs = model_costs("sd15", torch_model(tmp_path), None, "float16", size=(2048, 2048))
     assert too_large("sd15", costs, 2 * GB, []) == (
-        "sd15 does not fit: its unet alone takes 7.79 GB with the renderer around it, and there are 2.00 GB. Take "
+        "sd15 does not fit: its unet alone takes 7,795 MB with the renderer around it, and there are 2,000 MB. Take "
         "another --memory-budget, or a smaller picture."
     )
     nothing = ModelCosts((), (64, 64))
     assert too_large("m", nothing, EMPTY_RENDERER, []) is None
     assert too_large("m", nothing, MB, []) == (
-        "m does not fit: the renderer alone takes 0.45 GB, and there are 0.00 GB. Take another --memory-budget, or a "
-        "smaller picture."
+        "m does not fit: the renderer alone takes 450 MB before it has loaded anything, and there are 1 MB. Take "
+        "another --memory-budget."
     )
+    said = too_large("sd15", costs, EMPTY_RENDERER, [])
+    assert said is not None
+    assert "the renderer alone" in said
+    assert "convert" not in said, "no smaller model would help"
 
 
 @pytest.fixture
@@ -335,7 +339,7 @@ def test_a_smaller_variant_is_the_advice_with_what_to_type(
     settings = load(dtype="float32")
     said = why_too_large("m", variants, settings, 2_300 * MB)
     assert said is not None
-    assert said.startswith("m does not fit: its unet alone takes 4.57 GB")
+    assert said.startswith("m does not fit: its unet alone takes 4,575 MB")
     assert said.endswith("Its variant split-einsum would fit (--engine coreml --variant split-einsum).")
     pretend(monkeypatch, no_coreai=None)
     said = why_too_large("m", variants, settings, 2_300 * MB)

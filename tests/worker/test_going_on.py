@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -15,7 +16,7 @@ from renderkiln.worker.memory.residency import Residency
 from renderkiln.worker.protocol import Cancel, GoOn, Render
 from renderkiln.worker.renderer.loop import Orders
 from renderkiln.worker.renderer.memory_link import MemoryLink
-from renderkiln.worker.supervisor import attempt
+from renderkiln.worker.supervisor import attempt, delivery
 
 from .attempts import AttemptBench, a_job, is_done
 
@@ -54,6 +55,25 @@ def test_a_store_that_is_slow_does_not_hold_up_rendering_for_long(
     assert is_done(bench.attempt(job), job)
     assert recorded[0] == 0
     assert len(recorded) == 2
+    bench.check(job)
+
+
+def test_while_the_disk_is_full_nothing_more_is_rendered(bench: AttemptBench, monkeypatch: pytest.MonkeyPatch) -> None:
+    job, write, recorded, refused = a_job(3), Folder.write, [], []
+    monkeypatch.setattr(attempt, "_LONGEST_HOLD", 0.05)
+    monkeypatch.setattr(delivery, "_LOOK_FOR_ROOM", 0.02)
+
+    def full_at_first(place: Folder, relative: str, data: bytes) -> None:
+        if len(refused) < 20:  # for eight times as long as a slow store may hold it up
+            refused.append(relative)
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(place, relative, data)
+
+    monkeypatch.setattr(Folder, "write", full_at_first)
+    bench.renderer.on_go_on = lambda: recorded.append(len(bench.rows(job)))
+    assert is_done(bench.attempt(job), job)
+    assert len(set(refused)) == 1, "the first picture alone was there to be kept"
+    assert recorded == [1, 2]
     bench.check(job)
 
 

@@ -6,12 +6,17 @@ import json
 import os
 import signal
 import sqlite3
+import subprocess
+import sys
 import zlib
+from pathlib import Path
 from typing import Any
 
 from rq.job import Job as RqJob
 
+from renderkiln.home.folder import DataFolder
 from renderkiln.home.memory_records import MemoryRecords
+from renderkiln.home.server import EmbeddedServer
 from renderkiln.schema.jobs import JobStatus
 from renderkiln.schema.payload import MAX_PAYLOAD
 from renderkiln.worker.supervisor.ahead import LookAhead, peek
@@ -63,6 +68,7 @@ def test_just_in_time_with_a_look_ahead(house: House) -> None:
     assert all(row["evictions"] >= 2 and row["peak_bytes"] > 100_000_000 for row in rows)
     records = MemoryRecords(house.ledger())
     costs = records.stage_costs("tiny", "torch auto cpu")
+    assert costs.pop("renderer").size_bytes > 100_000_000
     assert {"text_encoder", "unet", "vae_decoder"} <= set(costs)
     assert all(cost.size_bytes > 0 and cost.load_seconds > 0 for cost in costs.values())
     samples = records.samples()
@@ -76,7 +82,36 @@ def test_what_cannot_fit_is_not_started(house: House) -> None:
     assert worker.wait(60) == 2
     log = house.log.read_text()
     assert "tiny does not fit" in log
-    assert "there are 0.30 GB" in log
+    assert "there are 300 MB" in log
+
+
+def test_who_is_refused_leaves_no_server_behind(tiny_model: Path, tmp_path: Path) -> None:
+    folder = DataFolder(tmp_path / "data").ensure()
+    folder.models.mkdir()
+    (folder.models / "tiny").symlink_to(tiny_model)
+    command = [sys.executable, "-m", "renderkiln.producer", "worker", "--memory-budget", "300MB"]
+    said = subprocess.run([*command, "--data-dir", str(folder.root)], capture_output=True, text=True, timeout=90)
+    assert said.returncode == 2
+    assert "does not fit" in said.stderr
+    assert EmbeddedServer(folder).status().pid is None
+
+
+def test_a_budget_that_is_exceeded_is_said_in_the_log_and_in_the_report(house: House) -> None:
+    # Where it cannot be kept, as the renderer itself takes more: the check at the start goes by an estimate.
+    house.start_worker("--memory-budget", "470MB", "--burst")
+    job = house.submit(width=256, height=256)
+    assert house.queue.wait(job, timeout=90).status is JobStatus.FINISHED
+    assert house.workers[0].wait(60) == 0
+    records = MemoryRecords(house.ledger())
+    peak = max(row["peak_bytes"] for row in attempts(house))
+    said = "over the budget. `renderkiln models plan tiny` shows what takes it."
+    samples = records.samples()
+    assert {sample.budget_bytes for sample in samples} == {470 * 10**6}
+    assert peak > 1.02 * 470e6
+    assert said in house.log.read_text()
+    assert any(said in (sample.event or "") for sample in samples)
+    ((worker, first_at, last_at),) = records.sampled_workers()
+    assert len(records.attempts(worker, first_at, last_at)) == 1, "short ones are counted, too"
 
 
 def test_a_budget_that_is_none_is_a_setting_gone_wrong(house: House) -> None:

@@ -336,6 +336,7 @@ def _attempt(row: AttemptRow) -> Attempt:
             "outcome": row.outcome,
             "failure": failure,
             "log": row.log or "",
+            **{name: getattr(row, name) for name in ("peak_bytes", "loads", "load_seconds", "evictions")},
         }
     )
 

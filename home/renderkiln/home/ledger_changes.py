@@ -51,7 +51,7 @@ ATTEMPT_STARTED = sa.insert(_ATTEMPTS)
 IMAGE_RECORDED = _insert_or_replace(
     _IMAGES,
     ("job_id", "k"),
-    ("url", "sha256", "size_bytes", "execution_id", "recorded_at", "revision"),
+    ("url", "sha256", "size_bytes", "notes", "execution_id", "recorded_at", "revision"),
     lambda new: sa.or_(_IMAGES.c.url != new.url, _IMAGES.c.sha256 != new.sha256),
 )
 

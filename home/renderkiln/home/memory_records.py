@@ -52,6 +52,8 @@ class MemorySample:
     stages: tuple[tuple[str, str, int], ...] = ()
     #: What was done then, in plain words.
     event: str | None = None
+    #: What the renderer may take; None where it heeds no budget.
+    budget_bytes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -171,6 +173,7 @@ class MemoryRecords:
                 "level": sample.level,
                 "stages": [list(stage) for stage in sample.stages],
                 "event": sample.event,
+                "budget_bytes": sample.budget_bytes,
             }
             for sample in samples
         ]
@@ -184,7 +187,8 @@ class MemoryRecords:
     ) -> list[MemorySample]:
         """Samples of a worker, or of all, from `since` to `until` (both included), in the order of their time."""
         row = MemorySampleRow
-        wanted = sa.select(row.at, row.process_bytes, row.available_bytes, row.level, row.stages, row.event)
+        columns = (row.at, row.process_bytes, row.available_bytes, row.level, row.stages, row.event, row.budget_bytes)
+        wanted = sa.select(*columns)
         if worker is not None:
             wanted = wanted.where(row.worker == worker)
         if since is not None:
@@ -194,9 +198,11 @@ class MemoryRecords:
         with self._ledger.reading() as session:
             return [
                 MemorySample(
-                    at, process, available, level, tuple((str(m), str(s), int(b)) for m, s, b in stages), event
+                    at, process, available, level, tuple((str(m), str(s), int(b)) for m, s, b in stages), event, budget
                 )
-                for at, process, available, level, stages, event in session.execute(wanted.order_by(row.at, row.id))
+                for at, process, available, level, stages, event, budget in session.execute(
+                    wanted.order_by(row.at, row.id)
+                )
             ]
 
     def sampled_workers(self) -> list[tuple[str, float, float]]:

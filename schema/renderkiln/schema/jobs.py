@@ -167,6 +167,9 @@ def fault_of_id(job: Job) -> str | None:
     return f"job {job.id} does not hold what its id was taken from"
 
 
+Note = Annotated[str, Field(max_length=500)]
+
+
 class ImageResult(Frozen):
     """One picture that was written."""
 
@@ -180,6 +183,11 @@ class ImageResult(Frozen):
     width: int
     height: int
     seconds: float = Field(ge=0, description="Rendering time, without writing.")
+    notes: tuple[Note, ...] = Field(
+        (),
+        max_length=8,
+        description="What its maker has to say of it, in sentences: decoded in tiles, a prompt cut off.",
+    )
 
 
 class Failure(Frozen):
@@ -216,6 +224,10 @@ class Attempt(Frozen):
         None, description="returned: given back by a worker that was told to stop; empty while it runs."
     )
     failure: Failure | None = None
+    peak_bytes: int | None = Field(None, ge=0, description="The most memory that the renderer had meanwhile.")
+    loads: int | None = Field(None, ge=0, description="Stages that were loaded meanwhile.")
+    load_seconds: float | None = Field(None, ge=0, description="What that took.")
+    evictions: int | None = Field(None, ge=0, description="Stages that were dropped to make room.")
     log: str = Field("", description="The end of what was logged meanwhile, where it failed.")
 
 

@@ -118,6 +118,8 @@ class MemorySampleRow(Base):
     process_bytes: Mapped[int] = mapped_column(BigInteger)
     #: Of the machine.
     available_bytes: Mapped[int] = mapped_column(BigInteger)
+    #: Of the renderer, as the settings have it; None where none is heeded, or none was written down.
+    budget_bytes: Mapped[int | None] = mapped_column(BigInteger)
     #: How the system feels: calm, warn or critical.
     level: Mapped[str] = mapped_column(String(10))
     #: Stages in memory then, each as [model, stage, size in bytes].
@@ -191,6 +193,8 @@ class ImageRow(Base):
     width: Mapped[int]
     height: Mapped[int]
     seconds: Mapped[float]
+    #: What its maker had to say of it, in sentences.
+    notes: Mapped[list[Any]] = mapped_column(JSON, default=list, server_default="[]")
     #: The attempt that rendered it; None where the picture of an earlier job was found to be the same.
     execution_id: Mapped[str | None] = mapped_column(ForeignKey("attempts.execution_id"))
     recorded_at: Mapped[datetime]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated, TextIO
 
@@ -76,12 +77,10 @@ def worker(
     from .supervisor.memory.display import live_memory
     from .supervisor.service import WorkerOptions, run_worker
 
-    connection = connect(settings)
-    logging.getLogger("renderkiln.supervisor").info("connected to %s", connection.where)
     options = WorkerOptions(name=name, models=tuple(model or ()), burst=burst, warm=warm, owner=owner)
     # On a terminal that a person looks at, what is in memory stands below the log.
     with live_memory(sys.stderr.isatty() and settings.log_format == "human") as on_view:
-        run_worker(settings, connection, options, on_view)
+        run_worker(settings, partial(connect, settings), options, on_view)
 
 
 class _JsonLines(logging.Formatter):

@@ -77,7 +77,7 @@ class MemoryUse:
     Attributes:
         peak_bytes: the most that the renderer held meanwhile.
         loads, load_seconds, evictions: stages loaded, how long the work waited for that, stages dropped to make room.
-        measured: what is known of the model's stages now.
+        measured: what is known of the model's stages now, and, as `sizes.RENDERER`, of the process around them.
     """
 
     peak_bytes: int

@@ -152,6 +152,8 @@ def _show(found: Story) -> None:
         print(f"{found.failure.kind}: {found.failure.message}")
     for attempt in found.attempts:
         print(f"attempt {attempt.number} {_when(attempt)}: {_what(attempt)}")
+        if attempt.peak_bytes:
+            print(f"    memory: {_memory(attempt)}")
         for line in attempt.log.splitlines():
             print(f"    {line}")
         if attempt.outcome == "failed" and not attempt.log:
@@ -172,6 +174,16 @@ def _what(attempt: Attempt) -> str:
     if attempt.failure is not None:
         return f"{attempt.failure.kind}: {attempt.failure.message}"
     return attempt.outcome or "running, or its worker died"
+
+
+def _memory(attempt: Attempt) -> str:
+    said = [f"{(attempt.peak_bytes or 0) / 1e6:,.0f} MB at most"]
+    if attempt.loads:
+        took = f" in {attempt.load_seconds:.1f} s" if attempt.load_seconds else ""
+        said.append(f"{count(attempt.loads, 'stage')} loaded{took}")
+    if attempt.evictions:
+        said.append(f"{attempt.evictions:,} dropped to make room")
+    return ", ".join(said)
 
 
 def _story_row(found: Story) -> dict[str, Any]:

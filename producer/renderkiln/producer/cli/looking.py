@@ -131,8 +131,9 @@ def results(
 ) -> None:
     """List the pictures of a batch or a job.
 
-    Where they are, a line each; on standard error, which jobs have none, and why. Looks in Redis, which keeps results
-    for a week, and then in this machine's ledger, and in the hub's, where it runs here: that one knows of all machines.
+    Where they are, a line each; on standard error, what is to be said of one, and which jobs have none, and why.
+    Looks in Redis, which keeps results for a week, and then in this machine's ledger, and in the hub's, where it runs
+    here: that one knows of all machines.
 
     Example: renderkiln results prompts-1a2b3c4d --json
     """
@@ -160,6 +161,8 @@ def results(
             continue
         for image in result.images:
             print(plain(image.url))
+            for note in image.notes:
+                print(plain(f"{image.url}: {note}"), file=sys.stderr)
         if result.failure is not None:
             said = f"{result.status.value} {result.job_id}  {result.failure.kind}: {result.failure.message}"
             print(plain(said), file=sys.stderr)

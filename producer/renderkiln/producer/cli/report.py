@@ -124,12 +124,14 @@ def _rows(found: MemoryReport, when: str) -> list[tuple[str, str]]:
     ]
     if summary["attempts_peak_bytes"] is not None:
         rows.append(("peak in an attempt", _gb(summary["attempts_peak_bytes"])))
+    if summary["budget_bytes"] is not None:
+        rows.append(("budget", _gb(summary["budget_bytes"])))
     rows.append(("available", f"{_gb(summary['lowest_available_bytes'])} at the least"))
     seen = {sample.level for sample in found.samples}
     short = [f"{each} for {duration(summary[f'{each}_seconds'])}" for each in ("warn", "critical") if each in seen]
     rows.append(("level", ", ".join(short) or "calm"))
     if summary["loads"] is not None:
-        took = "" if summary["load_seconds"] is None else f" in {duration(summary['load_seconds'])}"
+        took = "" if not summary["load_seconds"] else f" in {duration(summary['load_seconds'])}"
         rows.append(("stages loaded", f"{summary['loads']:,}{took}"))
     if summary["evictions"] is not None:
         rows.append(("dropped for room", f"{summary['evictions']:,}"))

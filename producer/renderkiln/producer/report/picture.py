@@ -24,7 +24,7 @@ WIDTH, HEIGHT, DPI = 14.0, 8.0, 120
 #: Distances of the axes from the picture's edges, in inches; on the right are the legend and the ends of labels.
 _LEFT, _RIGHT, _BOTTOM, _TOP = 0.8, 3.0, 0.75, 0.95
 #: Height of a row of event labels, how many there may be, and how many letters one may have.
-_ROW, _MOST_ROWS, _MOST_LETTERS = 0.2, 12, 42
+_ROW, _MOST_ROWS, _MOST_LETTERS = 0.2, 12, 72
 #: More points than these cannot be told apart.
 _MOST_POINTS = 1500
 _GB = 1e9
@@ -43,6 +43,7 @@ _STAGES = {
 }
 _OTHERS = ("#7a62b0", "#e377a0", "#6d8891", "#8c6a4f", "#a8b545")
 _RENDERER, _AVAILABLE, _EVENT, _CROSS = "#333333", "#2f7d32", "#6b6b6b", "#d0021b"
+_BUDGET, _DOTS = "#a3195b", (0, (1, 1.5))
 _NOTHING = "#efefef"
 _SHADES = {"warn": ("#fff0c2", "memory is short (warn)"), "critical": ("#fbd0cb", "memory is critical")}
 _FAILURES = {"out_of_memory": "out of memory", "renderer_died": "renderer died"}
@@ -144,6 +145,8 @@ class _Picture:
             available = [sample.available_bytes / _GB for sample in shown]
             axes.plot(days, available, color=_AVAILABLE, linewidth=0.9, zorder=4, path_effects=halo)
             used = max(used, *process)
+            budget = [each.budget_bytes / _GB if each.budget_bytes else float("nan") for each in shown]
+            axes.plot(days, budget, drawstyle="steps-post", color=_BUDGET, linewidth=1.2, linestyle=_DOTS, zorder=6)
             for band in bands(shown, list(_STAGES)):
                 bottoms, tops = ([size / _GB for size in sizes] for sizes in (band.bottoms, band.tops))
                 axes.fill_between(
@@ -162,6 +165,10 @@ class _Picture:
             (Line2D([], [], color=_RENDERER, linewidth=1.5), "renderer"),
             (Line2D([], [], color=_AVAILABLE, linewidth=0.9), f"available to all{beyond}"),
         ]
+        budgets = sorted({each.budget_bytes / _GB for each in self._report.samples if each.budget_bytes})
+        if budgets:
+            said = f"budget: {' or '.join(f'{each:,.1f}' for each in budgets)} GB"  # it may lie above the picture
+            self._legend.insert(1, (Line2D([], [], color=_BUDGET, linewidth=1.2, linestyle=_DOTS), said))
         order = [*_STAGES, *sorted(set(stages) - set(_STAGES))]
         for stage in sorted(stages, key=order.index, reverse=True):
             self._legend.append((Patch(color=stage_colour(stage)), _clean(stage)))

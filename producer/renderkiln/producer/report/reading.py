@@ -55,6 +55,7 @@ class MemoryReport:
             "samples": len(self.samples),
             "peak_bytes": max(sample.process_bytes for sample in self.samples),
             "median_bytes": round(median(sample.process_bytes for sample in self.samples)),
+            "budget_bytes": self.samples[-1].budget_bytes,
             "lowest_available_bytes": min(sample.available_bytes for sample in self.samples),
             "warn_seconds": round(sum(span.end - span.start for span in spans if span.level == "warn"), 3),
             "critical_seconds": round(sum(span.end - span.start for span in spans if span.level == "critical"), 3),
@@ -131,11 +132,14 @@ def zone_at(at: float) -> tzinfo | None:
 
 
 def time_span(since: float, until: float) -> str:
-    """`2026-05-12 21:04 – 03:10` by this machine's clock, with the second date only where it is another."""
+    """`2026-05-12 21:04 – 03:10` by this machine's clock, with the second date only where it is another.
+
+    Of a few minutes, with seconds.
+    """
     zone = zone_at(since)
     first, last = (datetime.fromtimestamp(at, zone) for at in (since, until))
-    day = "" if first.date() == last.date() else "%Y-%m-%d "
-    return f"{first.strftime('%Y-%m-%d %H:%M')} – {last.strftime(day + '%H:%M')}"
+    day, clock = "" if first.date() == last.date() else "%Y-%m-%d ", "%H:%M:%S" if until - since < 600 else "%H:%M"
+    return f"{first.strftime(f'%Y-%m-%d {clock}')} – {last.strftime(day + clock)}"
 
 
 def _nothing(folder: DataFolder) -> NotFoundError:

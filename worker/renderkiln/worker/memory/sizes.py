@@ -4,6 +4,8 @@ from __future__ import annotations
 
 #: Bytes of a renderer that has loaded nothing: Python, torch, diffusers and transformers.
 EMPTY_RENDERER = 450_000_000
+#: Under which name, among a model's stages, is kept what the renderer was seen to hold beside them.
+RENDERER = "renderer"
 #: Bytes a second at which a stage is thought to load.
 LOAD_RATE = 1e9
 #: Bytes beside the weights for each pixel of the image, at 16 bits: the UNet's of two latents at once (guidance).

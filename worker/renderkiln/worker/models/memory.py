@@ -12,7 +12,7 @@ from renderkiln.home.settings import Settings
 from renderkiln.schema.errors import BadInputError, ModelLoadError, RenderkilnError
 
 from ..memory.planning import Rule, StageCost, StageKey, foresee
-from ..memory.sizes import EMPTY_RENDERER, LOAD_RATE, expected_working
+from ..memory.sizes import EMPTY_RENDERER, LOAD_RATE, RENDERER, expected_working
 from ..runtimes import manifest
 from ..runtimes.apple.system import on_macos
 from ..runtimes.naming import PROJECTION
@@ -41,15 +41,18 @@ class ModelCosts:
     timed: frozenset[str] = frozenset()
     #: The pixels that a VAE works on at once in tiles; None where it cannot, as it is converted.
     tile_pixels: int | None = None
+    #: What the renderer holds beside its stages, and whether that was measured.
+    renderer_bytes: int = EMPTY_RENDERER
+    is_renderer_measured: bool = False
 
     @property
     def least_bytes(self) -> int:
         """What the renderer takes at least: one stage at a time, and pictures decoded in tiles where that can be."""
-        return max(map(self.least_of, self.stages), default=EMPTY_RENDERER)
+        return max(map(self.least_of, self.stages), default=self.renderer_bytes)
 
     def least_of(self, stage: StageCost) -> int:
         """What the renderer takes at least while one stage is at work."""
-        return EMPTY_RENDERER + stage.size_bytes + self.tiled.get(stage.key, stage.working_bytes)
+        return self.renderer_bytes + stage.size_bytes + self.tiled.get(stage.key, stage.working_bytes)
 
     @property
     def tiled(self) -> Mapping[StageKey, int]:
@@ -62,7 +65,7 @@ class ModelCosts:
     @property
     def resident_bytes(self) -> int:
         """What it takes with every stage in memory."""
-        return foresee(self.stages, Rule("resident"), EMPTY_RENDERER).peak_bytes
+        return foresee(self.stages, Rule("resident"), self.renderer_bytes).peak_bytes
 
 
 def torch_dtype(settings: Settings) -> str:
@@ -86,7 +89,7 @@ def model_costs(
     Args:
         form: None where torch renders it.
         dtype: of torch's stages: float32, float16 or bfloat16.
-        known: what was measured on this machine, by stage.
+        known: what was measured on this machine, by stage; the renderer itself as `RENDERER`.
         size: width and height in pixels; the model's own unless told.
 
     Raises:
@@ -120,7 +123,16 @@ def model_costs(
         # A text encoder is needed for the first job; the prompts of the next ones are encoded with it.
         uses = 0.0 if stage in _TEXT_ENCODERS else 1.0
         stages.append(StageCost(StageKey(model, stage), size_bytes, working, seconds, uses))
-    return ModelCosts(tuple(stages), size, frozenset(measured), frozenset(timed), tile)
+    renderer = (known or {}).get(RENDERER)
+    return ModelCosts(
+        tuple(stages),
+        size,
+        frozenset(measured),
+        frozenset(timed),
+        tile,
+        EMPTY_RENDERER if renderer is None else renderer.size_bytes,
+        renderer is not None,
+    )
 
 
 def smaller_forms(model: str, folder: Path, limit_bytes: int, size: tuple[int, int] | None = None) -> list[str]:
@@ -167,16 +179,19 @@ def too_large(model: str, costs: ModelCosts, limit_bytes: int, smaller: list[str
     """
     if costs.least_bytes <= limit_bytes:
         return None
+    limit = f"and there are {limit_bytes / 1e6:,.0f} MB"
     largest = max(costs.stages, key=costs.least_of, default=None)
-    what = f"its {largest.key.stage} alone takes" if largest else "the renderer alone takes"
+    if largest is None or costs.renderer_bytes >= limit_bytes:
+        taken = f"the renderer alone takes {costs.renderer_bytes / 1e6:,.0f} MB"
+        return f"{model} does not fit: {taken} before it has loaded anything, {limit}. Take another --memory-budget."
     said = (
-        f"{model} does not fit: {what} {costs.least_bytes / 1e9:.2f} GB"
-        f"{' with the renderer around it' if largest else ''}, and there are {limit_bytes / 1e9:.2f} GB."
+        f"{model} does not fit: its {largest.key.stage} alone takes {costs.least_bytes / 1e6:,.0f} MB with the "
+        f"renderer around it, {limit}."
     )
     if smaller:
         flags = "--engine coreai" if smaller[0] == COREAI else f"--engine coreml --variant {smaller[0]}"
         return f"{said} Its variant {smaller[0]} would fit ({flags})."
-    if largest is None or largest.size_bytes < costs.tiled.get(largest.key, largest.working_bytes):
+    if largest.size_bytes < costs.tiled.get(largest.key, largest.working_bytes):
         return f"{said} Take another --memory-budget, or a smaller picture."
     advice = "`renderkiln convert` and then `renderkiln compress --nbits 6` make a smaller one"
     return f"{said} Take a smaller model, or another --memory-budget; {advice}."

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from ..memory.planning import Policy, Rule, StageCost, foresee, needs_tiles, tighten
-from ..memory.sizes import EMPTY_RENDERER
 from .memory import ModelCosts
 
 #: From the one that takes most memory to the one that takes least.
@@ -63,7 +62,7 @@ def make_plan(costs: ModelCosts, budget_bytes: int, policy: Policy = "auto", ste
     plans = []
     for each in POLICIES:
         rule = Rule(each, budget_bytes)
-        tightened = tighten(rule, step, costs.stages, EMPTY_RENDERER) if each == policy else rule
+        tightened = tighten(rule, step, costs.stages, costs.renderer_bytes) if each == policy else rule
         plans.append(_under(each, tightened, costs, budget_bytes))
     return Plan(costs, budget_bytes, tuple(plans))
 
@@ -72,9 +71,9 @@ def _under(policy: Policy, rule: Rule, costs: ModelCosts, budget_bytes: int) -> 
     tiled = {
         each.key: costs.tiled[each.key]
         for each in costs.stages
-        if each.key in costs.tiled and needs_tiles(each, rule, EMPTY_RENDERER)
+        if each.key in costs.tiled and needs_tiles(each, rule, costs.renderer_bytes)
     }
-    usage = foresee(costs.stages, rule, EMPTY_RENDERER, tiled)
+    usage = foresee(costs.stages, rule, costs.renderer_bytes, tiled)
     return PolicyPlan(
         policy,
         usage.peak_bytes,
@@ -98,7 +97,8 @@ def as_json(plan: Plan) -> dict[str, Any]:
     return {
         "size": list(costs.size),
         "budget_bytes": plan.budget_bytes,
-        "renderer_bytes": EMPTY_RENDERER,
+        "renderer_bytes": costs.renderer_bytes,
+        "renderer_measured": costs.is_renderer_measured,
         "stages": [
             {
                 "stage": each.key.stage,

@@ -51,6 +51,7 @@ class Foreseen:
 
 def plan(
     name: Annotated[str, typer.Argument(help="A model of this machine, as `renderkiln models list` names it.")],
+    memory: flags.Memory = None,
     memory_budget: flags.MemoryBudget = None,
     size: Annotated[str | None, typer.Option(help="WIDTHxHEIGHT in pixels; the model's own unless told.")] = None,
     engine: flags.Engine = None,
@@ -79,6 +80,7 @@ def plan(
         device=device,
         compute_unit=compute_unit,
         variant=variant,
+        memory=memory,
         memory_budget=memory_budget,
     )
     data = DataFolder(settings.data_dir)

@@ -10,7 +10,6 @@ from rich.text import Text
 
 from ..memory.planning import TIGHTEST, StageCost
 from ..memory.remembered import STEPS, in_words
-from ..memory.sizes import EMPTY_RENDERER
 from .plan import Fate, Plan, as_json, make_plan
 
 if TYPE_CHECKING:
@@ -83,7 +82,8 @@ def _stages(plan: Plan) -> Table:
         table.add_column(name, justify="right")
     table.add_column("numbers")
     table.add_column("under auto")
-    table.add_row("renderer", _mb(EMPTY_RENDERER), "", "", "estimated", "stays", style="dim")
+    whence = "measured" if plan.costs.is_renderer_measured else "estimated"
+    table.add_row("renderer", _mb(plan.costs.renderer_bytes), "", "", whence, "stays", style="dim")
     fates = plan.under("auto").fates
     for each in plan.costs.stages:
         numbers = _mb(each.size_bytes), f"+ {_mb(each.working_bytes)}", _seconds(each.load_seconds)

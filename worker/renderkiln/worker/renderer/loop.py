@@ -22,6 +22,7 @@ from renderkiln.schema.spec import RenderSpec
 from renderkiln.worker.engine.base import Ahead
 from renderkiln.worker.importing import imports_that_stay
 from renderkiln.worker.memory.planning import Policy, Rule
+from renderkiln.worker.memory.sizes import RENDERER
 from renderkiln.worker.memory.stages import Measured
 from renderkiln.worker.protocol import (
     Cancel,
@@ -168,6 +169,8 @@ def _begin_use(engine: DiffusersEngine, model: str, order: MemoryOrder) -> Calla
             stage: StageMeasured(size, each.load_seconds, each.working_bytes, each.pixels)
             for stage, (size, each) in residency.measured(model).items()
         }
+        if measured:
+            measured[RENDERER] = StageMeasured(residency.other_bytes, 0.0, 0, 0)
         took = counts.since(before)
         return MemoryUse(residency.take_peak(), took.loads, took.load_seconds, took.evictions, measured)
 

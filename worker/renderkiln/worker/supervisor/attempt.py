@@ -82,6 +82,8 @@ class _Attempt:
         self._has_rendered = False
         #: Images that the renderer has still to send.
         self._missing = 0
+        #: What was logged of its pictures: of many images it is the same.
+        self._noted: set[str] = set()
         #: Until when it waits, at most, with the next one; None: it does not.
         self._hold_until: float | None = None
 
@@ -246,6 +248,8 @@ class _Attempt:
         pending = self._delivery.pending
         if self._hold_until is None or not pending:
             return False
+        if self._delivery.standstill is not None:  # a full disk: whatever came next could not be recorded either
+            return True
         return pending >= _MOST_PENDING or time.monotonic() < self._hold_until
 
     def _fail(self, message: Failed) -> None:
@@ -321,7 +325,9 @@ class _Attempt:
             outcome.load_seconds += picture.load_seconds
             outcome.write_seconds += delivered.seconds
             for note in picture.notes:
-                log.warning("job %s, image %d: %s", job.id, image.k, note)
+                if note not in self._noted:
+                    self._noted.add(note)
+                    log.warning("job %s, image %d: %s", job.id, image.k, note)
             if delivered.spooled is not None:
                 self._spooled.add(image.k)
                 self._around.urge()

@@ -148,6 +148,7 @@ class Delivery:
             width=picture.width,
             height=picture.height,
             seconds=picture.seconds,
+            notes=picture.notes,
         )
         parcel = Parcel(job_id=job.id, execution_id=self._execution_id, store=job.store, name=name, image=image)
         spooled = self._bring(parcel, data)

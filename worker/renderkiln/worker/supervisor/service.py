@@ -83,13 +83,14 @@ class WorkerOptions:
 
 def run_worker(
     settings: Settings,
-    connection: Connection,
+    connect: Callable[[], Connection],
     options: WorkerOptions,
     on_view: Callable[[View], None] = lambda view: None,
 ) -> bool:
     """Runs a worker until it is told to stop; whether it took any job.
 
     Args:
+        connect: to Redis; called when there is something to work with, as it may start the embedded server.
         on_view: told about every second, in another thread, what is in memory.
 
     Raises:
@@ -98,15 +99,18 @@ def run_worker(
         StoreError, LedgerError: they cannot be written.
         WorkerUnavailableError: job after job failed, and it was to end when the queues are empty, or with its owner.
     """
-    return _Service(settings, connection, options, on_view).run()
+    return _Service(settings, connect, options, on_view).run()
 
 
 class _Service:
     def __init__(
-        self, settings: Settings, connection: Connection, options: WorkerOptions, on_view: Callable[[View], None]
+        self,
+        settings: Settings,
+        connect: Callable[[], Connection],
+        options: WorkerOptions,
+        on_view: Callable[[View], None],
     ) -> None:
         self._settings = settings
-        self._redis: Any = connection.redis
         self._options = options
         self._folder = DataFolder(settings.data_dir).ensure()
         probe = Probe()
@@ -116,6 +120,9 @@ class _Service:
         self._store = Store(settings.out)
         self._store.check()
         self._store.clean(older_than=3600)  # what a killed writer left half-written
+        connection = connect()
+        log.info("connected to %s", connection.where)
+        self._redis: Any = connection.redis
         self._spool = Spool(self._folder.spool, int(settings.spool))
         self._spool.clean()
         self._ledger = Ledger(self._folder.ledger)
@@ -144,6 +151,7 @@ class _Service:
             self._folder.ledger,
             thresholds(settings),
             heeds_pressure=settings.memory == "auto",
+            budget_bytes=self._memory.budget_bytes,
             on_view=on_view,
             probe=probe,
         )
@@ -328,25 +336,27 @@ class _Service:
         return outcome
 
     def _warm_up_ran_out(self, why: str) -> None:
-        log.warning(
-            "memory ran out while warming up: %s", self._ran_out(self._warm_model, why) or "nothing can be dropped."
-        )
+        log.warning("memory ran out while warming up: %s", self._ran_out(self._warm_model, why)[1])
 
-    def _ran_out(self, model: str, why: str) -> str | None:
+    def _ran_out(self, model: str, why: str) -> tuple[str | None, str]:
+        """What was tightened, if anything; and that, or why nothing was, as a sentence."""
         tightened = self._memory.ran_out(model, why)
-        self._keeper.event(f"memory ran out with {model}: {tightened or 'nothing is left to drop'}")
-        return tightened
+        said = tightened or self._memory.why_no_tighter(model)
+        self._keeper.event(f"memory ran out with {model}: {said}")
+        return tightened, said
 
     def _after(self, model: str, outcome: Outcome) -> None:
         """Learns from an attempt what memory it took, and sees that the renderer gave back what it should have."""
         seen = self._keeper.take_peak()
         if outcome.ran_out and outcome.failure is not None:
-            outcome.tightened = self._ran_out(model, outcome.failure.message)
-            if outcome.tightened is not None:
-                said = f"{outcome.failure.message.rstrip('.')}; {outcome.tightened}"
-                outcome.failure = outcome.failure.model_copy(update={"message": said})
+            outcome.tightened, effect = self._ran_out(model, outcome.failure.message)
+            said = f"{outcome.failure.message.rstrip('.')}; {effect}"
+            outcome.failure = outcome.failure.model_copy(update={"message": said})
         use = outcome.memory or MemoryUse(seen, 0, 0.0, 0)
         outcome.memory = replace(use, peak_bytes=max(seen, use.peak_bytes))
+        if (excess := self._memory.exceeded(model, outcome.memory.peak_bytes)) is not None:
+            log.warning("%s", excess)
+            self._keeper.event(excess)
         if not use.measured or self._renderer.pid is None:
             return
         self._memory.learn(model, self._forms.of(model), use)

@@ -59,6 +59,7 @@ class MemoryKeeper:
 
     Args:
         heeds_pressure: whether the renderer is to give way to others, and is told of pressure.
+        budget_bytes: what it may take; None where it heeds no budget.
         on_view: called from the keeper's thread after each look and each change.
     """
 
@@ -69,10 +70,12 @@ class MemoryKeeper:
         thresholds: Thresholds,
         *,
         heeds_pressure: bool,
+        budget_bytes: int | None = None,
         on_view: Callable[[View], None] = lambda view: None,
         probe: Probe | None = None,
     ) -> None:
         self._worker, self._ledger, self._heeds_pressure = worker, ledger, heeds_pressure
+        self._budget = budget_bytes
         self._watch, self._probe = Watch(thresholds), probe or Probe()
         self._on_view = on_view
         self._lock = threading.Lock()
@@ -172,6 +175,8 @@ class MemoryKeeper:
                 with contextlib.suppress(LedgerError):  # there is another day
                     records.drop_samples(time.time() - _KEPT)
         if records is not None:
+            with self._lock:
+                self._note(is_last=True)
             self._write(records)
         if ledger is not None:
             ledger.close()
@@ -227,8 +232,8 @@ class MemoryKeeper:
         self._view.process_bytes = (resident_bytes(self._pid) or 0) if self._pid is not None else 0
         self._peak = max(self._peak, self._view.process_bytes)
 
-    def _note(self) -> None:
-        """Puts down a sample where something has changed."""
+    def _note(self, *, is_last: bool = False) -> None:
+        """Puts down a sample where something has changed; and one at the end, which all attempts come before."""
         view = self._view
         if view.sample is None:
             return
@@ -239,8 +244,9 @@ class MemoryKeeper:
             level=view.verdict.level.name.lower(),
             stages=view.resident.stages if view.resident is not None else (),
             event="; ".join(self._events) or None,
+            budget_bytes=self._budget,
         )
-        if self._last is not None and not _differs(self._last, sample):
+        if self._last is not None and not is_last and not _differs(self._last, sample):
             return
         self._events.clear()
         self._last = sample

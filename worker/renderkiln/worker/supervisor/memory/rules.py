@@ -14,8 +14,10 @@ from renderkiln.worker.protocol import FormName, MemoryOrder, MemoryUse, StageMe
 
 log = logging.getLogger("renderkiln.supervisor")
 
-#: A working set that is not larger than this times another is the same.
+#: What is not larger than this times another is the same.
 _SAME = 1.05
+#: The part of a budget by which it may be exceeded without a word.
+_UNSAID = 0.02
 
 
 class MemoryRules:
@@ -33,6 +35,13 @@ class MemoryRules:
         self._learned_under = learned_under(self._policy, self._budget)
         self._steps: dict[str, int] = {}
         self._costs: dict[tuple[str, str], dict[str, StageMeasured]] = {}
+        #: The most that was said of each model that took more than the budget.
+        self._said: dict[str, int] = {}
+
+    @property
+    def budget_bytes(self) -> int | None:
+        """What the renderer may take; None where nobody heeds it."""
+        return None if self._policy == "resident" else self._budget
 
     def order(self, model: str, form: FormName | None) -> MemoryOrder:
         """What the renderer is told for a job of a model. `form`: None where torch renders it."""
@@ -58,6 +67,17 @@ class MemoryRules:
         except LedgerError as error:
             log.warning("what stages take is not recorded: %s", error)
 
+    def exceeded(self, model: str, peak_bytes: int) -> str | None:
+        """That a model took more than the budget, as a sentence; None where it did not, or that was said before."""
+        budget = self.budget_bytes
+        if budget is None or peak_bytes <= (1 + _UNSAID) * budget or peak_bytes <= _SAME * self._said.get(model, 0):
+            return None
+        self._said[model] = peak_bytes
+        return (
+            f"{model} took {peak_bytes / 1e6:,.0f} MB at its most, which is {(peak_bytes - budget) / 1e6:,.0f} MB over "
+            f"the budget. `renderkiln models plan {model}` shows what takes it."
+        )
+
     def ran_out(self, model: str, why: str) -> str | None:
         """After memory ran out with a model: from now on it is rendered with less, on this machine.
 
@@ -73,7 +93,16 @@ class MemoryRules:
             self._records.tightened(model, step, why, self._learned_under)
         except LedgerError as error:
             log.warning("that %s needs less memory is not recorded: %s", model, error)
-        return f"from now on, {STEPS[step]} for {model} on this machine."
+        return (
+            f"from now on, {STEPS[step]} for {model} on this machine "
+            f"(`renderkiln models plan {model} --forget` forgets that)."
+        )
+
+    def why_no_tighter(self, model: str) -> str:
+        """Why `ran_out` changes nothing, as a sentence."""
+        if self._policy == "resident":
+            return "with --memory resident nothing is given up for it."
+        return f"nothing is left to give: {STEPS[self._step(model)]} for {model} already."
 
     def _step(self, model: str) -> int:
         if model not in self._steps:
@@ -105,7 +134,9 @@ class MemoryRules:
 
 def _tells_more(now: StageMeasured, before: StageMeasured) -> bool:
     """Whether a measurement is worth a write: loads take a little more or less each time."""
-    if now.size_bytes != before.size_bytes or now.working_bytes > _SAME * before.working_bytes:
+    if not before.size_bytes / _SAME <= now.size_bytes <= _SAME * before.size_bytes:
+        return True
+    if now.working_bytes > _SAME * before.working_bytes:
         return True
     return max(now.load_seconds, before.load_seconds) > 2 * min(now.load_seconds, before.load_seconds)
 
