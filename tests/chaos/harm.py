@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
+from typing import Any
 
 from renderkiln.home.folder import DataFolder
 
@@ -40,6 +41,11 @@ class Record:
     instead: str | None = None
     #: What should not have happened.
     wrong: str | None = None
+
+    @property
+    def is_harm(self) -> bool:
+        """Whether anything was done."""
+        return self.instead is None or not self.instead.startswith("nothing")
 
 
 class Harm:
@@ -141,11 +147,18 @@ class Harm:
         record.job, record.struck_at = self._watch.job_of(seat.name), time.monotonic()
         if seat.control.take_back("kill-renderer"):
             record.instead = "nothing: no picture was sent"
-        died = seat.control.notes()[before:]
-        record.killed = bool(died)
-        if died:
-            record.struck_at = died[0]["at"]
+        else:
+            while not (died := self._renderer_died(seat, before)) and time.monotonic() < deadline:
+                time.sleep(0.005)  # it took the wish, and is about to say so
+            record.killed = bool(died)
+            if died:
+                record.struck_at = died[0]["at"]
         time.sleep(0.3)
+
+    @staticmethod
+    def _renderer_died(seat: Seat, before: int) -> list[dict[str, Any]]:
+        """What renderers said that died in mid-message, without so many notes of earlier."""
+        return [note for note in seat.control.notes()[before:] if note.get("boundary") == "renderer in mid-message"]
 
     def _stop(self, record: Record, seat: Seat, life: Life, chance: random.Random) -> None:
         self._amid_work(seat, chance)

@@ -74,6 +74,26 @@ def test_a_picture_that_was_recorded_is_lost_to_the_emptying_of_redis(tmp_path: 
     assert wasted(records, one, other) == [(0, 1.0, "server wiped 8"), (1, 0.5, "kill 5.5")]
 
 
+def test_a_picture_that_was_recorded_when_another_worker_had_it_is_no_matter_of_redis(tmp_path: Path) -> None:
+    one, other = Seat(tmp_path / "a"), Seat(tmp_path / "b")
+    one.render("a1", 0, 0.0, recorded_at=12.0)
+    other.render("b1", 0, 10.0, recorded_at=14.0)
+    records = [
+        fault("SIGSTOP", 3.5, "a1", until=11.0, killed=False),
+        fault("server wiped", 20.0, None, until=21.0, killed=False),
+    ]
+    assert wasted(records, one, other) == [(0, 1.0, "SIGSTOP 3.5")]
+
+
+def test_what_was_not_done_is_to_blame_for_nothing(tmp_path: Path) -> None:
+    seat = Seat(tmp_path / "a")
+    seat.render("a1", 0, 0.0, steps=2)
+    seat.render("a1", 0, 4.0, recorded_at=8.0)
+    nothing = fault("kill", 0.5, "a1", killed=False)
+    nothing.instead = "nothing: no renderer was up"
+    assert wasted([nothing, fault("kill", 1.5, "a1")], seat) == [(0, 0.5, "kill 1.5")]
+
+
 def test_a_death_goes_before_what_only_held_its_worker_up(tmp_path: Path) -> None:
     seat = Seat(tmp_path / "a")
     seat.render("a1", 0, 0.0, steps=2)

@@ -84,10 +84,10 @@ def read_goes(folder: Path) -> list[Go]:
 def find_waste(goes: Iterable[Go], records: list[Record]) -> list[Wasted]:
     """Every go at an image but the last whole one was for nothing."""
     by_life: dict[str, list[Record]] = defaultdict(list)
+    shared: list[Record] = []
     for record in records:
-        if record.life is not None:
-            by_life[record.life].append(record)
-    shared = [record for record in records if record.life is None]
+        if record.is_harm:
+            (shared if record.life is None else by_life[record.life]).append(record)
     by_image: dict[tuple[str, int], list[Go]] = defaultdict(list)
     for go in goes:
         by_image[go.job, go.k].append(go)
@@ -98,21 +98,25 @@ def find_waste(goes: Iterable[Go], records: list[Record]) -> list[Wasted]:
         for number, go in enumerate(tries):
             if go is not counts:
                 again = tries[number + 1] if number + 1 < len(tries) else None
-                found.append(Wasted(go, _culprit(go, tries, by_life, shared), again))
+                found.append(Wasted(go, _culprit(go, again, tries, by_life, shared), again))
     return found
 
 
-def _culprit(go: Go, tries: list[Go], by_life: Mapping[str, list[Record]], shared: list[Record]) -> Record | None:
+def _culprit(
+    go: Go, again: Go | None, tries: list[Go], by_life: Mapping[str, list[Record]], shared: list[Record]
+) -> Record | None:
     """What a go is put down to.
 
-    A picture that was recorded is lost to nothing but the emptying of Redis. Else it is the first fault of its worker
-    that was not over when it began; a death that cut it off goes before one that had only held its worker up. Where
-    its worker was not struck, another's that had the same image in hand, and at last what struck all.
+    Where a picture was recorded before somebody began it again, and Redis was emptied in between, it is that. Else it
+    is the first fault of its worker that was not over when it began; a death that cut it off goes before one that had
+    only held its worker up. Where its worker was not struck, another's that had the same image in hand, and at last
+    what struck all.
     """
-    if go.recorded_at is not None:
-        wipes = [each for each in shared if each.fault.kind == "server wiped" and each.over_at >= go.recorded_at]
-        if wipes:
-            return _first(wipes)
+    if go.recorded_at is not None and again is not None:
+        wipes = [each for each in shared if each.fault.kind == "server wiped"]
+        between = [each for each in wipes if each.over_at >= go.recorded_at and each.struck_at <= again.began_at]
+        if between:
+            return _first(between)
     own = [record for record in by_life[go.life] if _is_after(record, go)]
     cut_off = [record for record in own if record.killed and not go.is_whole and record.struck_at <= go.ended_at + 1]
     if cut_off or own:

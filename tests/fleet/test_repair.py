@@ -25,7 +25,8 @@ from renderkiln.producer import RenderQueue
 from renderkiln.producer.cli.app import app
 from renderkiln.producer.hub.projection import project
 from renderkiln.producer.hub.repair import gone_files, look, mend, queue_gone, take_from_redis
-from renderkiln.schema.jobs import JobStatus
+from renderkiln.schema import names
+from renderkiln.schema.jobs import ImageResult, JobStatus
 
 from .conftest import a_job, do
 
@@ -128,6 +129,23 @@ def test_a_lost_job_keeps_its_batch_and_its_place(
     assert [each.decode() for each in connection.lrange(QUEUE, 0, -1)] == ids  # type: ignore[union-attr]
     assert queue._ids(batch.id) == ids
     assert queue.status(batch).queued == 4
+
+
+def test_a_lost_job_comes_back_with_the_notes_of_its_pictures(
+    known: Ledger, queue: RenderQueue, connection: redis.Redis, folder: DataFolder
+) -> None:
+    ids = [queue.submit(prompt="a cat", num_images=3).id, queue.submit(prompt="a dog").id]
+    take_from_redis(known, connection, ids)
+    begun, waiting = FakeWorker(connection).take(), ids[1]
+    assert begun is not None
+    images = [image_of(begun, k) for k in range(2)]
+    for image in images:
+        known.image_recorded(begun.id, image, None)
+    connection.flushall()
+    mend(known, connection, folder, look(known, connection))
+    notes = connection.hgetall(names.images(begun.id))
+    assert [ImageResult.model_validate_json(note) for note in notes.values()] == images  # type: ignore[union-attr]
+    assert not connection.exists(names.images(waiting))
 
 
 def test_files_that_are_gone_are_listed_and_rendered_again(

@@ -10,6 +10,7 @@ import redis
 from tests.fakes import FakeWorker
 
 from renderkiln.home.ledger import Ledger
+from renderkiln.home.left_pictures import leave
 from renderkiln.home.pictures.encode import encode
 from renderkiln.home.pictures.metadata import PictureMetadata
 from renderkiln.home.pictures.naming import picture_name
@@ -18,7 +19,7 @@ from renderkiln.schema import names
 from renderkiln.schema.jobs import ImageResult, Job, JobOptions, make_job
 from renderkiln.schema.spec import RenderSpec
 from renderkiln.worker.supervisor.finding import find_pictures
-from renderkiln.worker.supervisor.handover import leave, left_by_others
+from renderkiln.worker.supervisor.handover import left_by_others
 from renderkiln.worker.supervisor.spool import Spool
 
 
@@ -37,7 +38,7 @@ def noted(connection: redis.Redis, job: Job, tmp_path: Path) -> list[ImageResult
     """The job's first two pictures, noted, and in a store in `tmp_path`."""
     images = [FakeWorker(connection, tmp_path).image(job, k) for k in range(2)]
     for image in images:
-        leave(connection, job, image)
+        leave(connection, job.id, image)
     return images
 
 

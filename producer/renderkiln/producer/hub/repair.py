@@ -16,6 +16,7 @@ import sqlalchemy as sa
 
 from renderkiln.home.folder import DataFolder
 from renderkiln.home.ledger import Ledger
+from renderkiln.home.left_pictures import leave
 from renderkiln.home.store import Store
 from renderkiln.producer.enqueue import CHUNK, relist, requeue
 from renderkiln.producer.inputs import InputCarrier
@@ -109,6 +110,7 @@ def mend(ledger: Ledger, connection: redis.Redis, folder: DataFolder, found: Fin
     for part in _parts(found.lost):
         jobs, fence = _jobs(ledger, part, mended)
         sendable = [job for job in jobs if _send_pictures(connection, carrier, job, mended)]
+        _leave_pictures(connection, ledger, sendable)
         mended.queued_again += requeue(connection, sendable, above=fence)
     relist(connection, _listings(ledger, found.lost))
     mended.put_back = sum(put_back(connection, job_id) for job_id in found.stuck)
@@ -185,6 +187,18 @@ def _send_pictures(connection: redis.Redis, carrier: InputCarrier, job: Job, men
         mended.failed.append((job.id, str(error)))
         return False
     return True
+
+
+def _leave_pictures(connection: redis.Redis, ledger: Ledger, jobs: Sequence[Job]) -> None:
+    """Notes which pictures of these jobs are recorded: with Redis the notes were lost as well."""
+    with ledger.reading() as session:
+        ids = [job.id for job in jobs]
+        begun = session.scalars(sa.select(ImageRow.job_id).where(ImageRow.job_id.in_(ids)).distinct()).all()
+    with connection.pipeline(transaction=False) as pipe:
+        for job_id in begun:
+            for image in ledger.images_of(job_id):
+                leave(pipe, job_id, image)
+        pipe.execute()
 
 
 def _jobs(ledger: Ledger, job_ids: Sequence[str], mended: Mended) -> tuple[list[Job], int]:

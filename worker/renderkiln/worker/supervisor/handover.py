@@ -2,8 +2,8 @@
 
 Each Mac has a ledger of its own. When a worker dies, or gives a job back, whoever takes it next may be another Mac,
 which would render again what lies in the store that both write to. So each recorded picture is noted in Redis, too,
-until its job is finished; and of a job that somebody had begun, the store is asked for what comes next: a worker may
-have died between a file and its row, or before its note. What is not found is rendered again.
+until its job is finished (`home/left_pictures`); and of a job that somebody had begun, the store is asked for what
+comes next: a worker may have died between a file and its row, or before its note. What is not found is rendered again.
 """
 
 from __future__ import annotations
@@ -25,12 +25,6 @@ from renderkiln.schema.limits import MAX_NOTE
 
 #: Notes that are asked for at once.
 _CHUNK = 500
-
-
-def leave(pipe: Any, job: Job, image: ImageResult) -> None:
-    """Adds to a pipeline the note that a picture of a job is recorded."""
-    pipe.hset(names.images(job.id), str(image.k), image.model_dump_json())
-    pipe.expire(names.images(job.id), names.RESULT_TTL)
 
 
 def left_by_others(

@@ -8,13 +8,13 @@ from typing import Any
 
 import redis
 
+from renderkiln.home.left_pictures import leave
 from renderkiln.schema import names
 from renderkiln.schema.events import ImageDone, Progress
 from renderkiln.schema.jobs import ImageResult, Job
 from renderkiln.worker.protocol import Step
 
 from .endings import publish
-from .handover import leave
 
 #: Steps are published at most this often, seconds: enough for a moving bar, few enough not to matter.
 PROGRESS_EVERY = 0.2
@@ -51,5 +51,5 @@ class News:
         event = ImageDone(time=time.time(), job_id=job.id, batch=job.batch, worker=self._worker, image=image)
         with contextlib.suppress(redis.RedisError), self._connection.pipeline() as pipe:
             publish(pipe, event)
-            leave(pipe, job, image)
+            leave(pipe, job.id, image)
             pipe.execute()
