@@ -16,6 +16,7 @@ import redis
 from PIL import Image
 from redis.backoff import NoBackoff
 from redis.retry import Retry
+from tests.fakes import image_of
 
 from renderkiln.home.connect import connect
 from renderkiln.home.folder import DataFolder
@@ -29,9 +30,10 @@ from renderkiln.producer.failures import failed_jobs
 from renderkiln.producer.hub.service import Hub
 from renderkiln.producer.live import Watcher
 from renderkiln.producer.overview import recent_batches
-from renderkiln.schema import JobStatus, names
+from renderkiln.schema import Job, JobStatus, names
 from renderkiln.schema.jobs import Failure
 from renderkiln.schema.limits import MAX_REPLY
+from renderkiln.schema.tables import JobRow
 from renderkiln.schema.workers import WorkerInfo
 from renderkiln.worker.supervisor.ahead import peek
 from renderkiln.worker.supervisor.announcing import announce, withdraw
@@ -200,10 +202,16 @@ def test_a_hub_does_all_its_work_under_its_line(client: Client, queue: RenderQue
         for _ in range(3):
             hub.step(block=0)
         assert hub.counts.unreadable == 2
+        with hub._ledger.reading() as session:
+            row = session.get(JobRow, one.id)
+            assert row is not None
+            hub_knows = Job.model_validate(row.job)
+        hub._ledger.image_recorded(one.id, image_of(hub_knows), None)
         client("admin").flushall()
         for _ in range(3):
             hub.step(block=0)
         assert queue.status(one.id) is JobStatus.QUEUED
+        assert client("admin").hlen(names.images(one.id)) == 1
         client("admin").delete("rq:queue:renderkiln:normal:tiny")
         hub.repair()
         assert queue.connection.lrange("rq:queue:renderkiln:normal:tiny", 0, -1) == [one.id.encode()]
