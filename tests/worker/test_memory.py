@@ -96,19 +96,35 @@ def test_who_is_refused_leaves_no_server_behind(tiny_model: Path, tmp_path: Path
     assert EmbeddedServer(folder).status().pid is None
 
 
-def test_a_budget_that_is_exceeded_is_said_in_the_log_and_in_the_report(house: House) -> None:
+def test_a_budget_that_is_exceeded_and_what_it_did_to_a_picture_are_said(house: House) -> None:
     # Where it cannot be kept, as the renderer itself takes more: the check at the start goes by an estimate.
     house.start_worker("--memory-budget", "470MB", "--burst")
-    job = house.submit(width=256, height=256)
-    assert house.queue.wait(job, timeout=90).status is JobStatus.FINISHED
+    job = house.submit(width=128, height=128, num_images=2)
+    result = house.queue.wait(job, timeout=90)
+    assert result.status is JobStatus.FINISHED
     assert house.workers[0].wait(60) == 0
-    records = MemoryRecords(house.ledger())
+    log = house.log.read_text()
+    # The picture.
+    ledger = house.ledger()
+    recorded = ledger.result(job.id)
+    assert recorded is not None
+    assert recorded.images == result.images
+    notes = [note for image in result.images for note in image.notes]
+    assert len(notes) == 2
+    assert "Decoded in tiles" in notes[0]
+    assert log.count("Decoded in tiles") == 1, "once for a job"
+    command = [sys.executable, "-m", "renderkiln.producer", "results", job.id, "--data-dir", str(house.folder.root)]
+    told = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    assert told.stdout.splitlines() == [image.url for image in result.images]
+    assert told.stderr.splitlines() == [f"{image.url}: {notes[0]}" for image in result.images]
+    # The budget.
+    records = MemoryRecords(ledger)
     peak = max(row["peak_bytes"] for row in attempts(house))
     said = "over the budget. `renderkiln models plan tiny` shows what takes it."
     samples = records.samples()
     assert {sample.budget_bytes for sample in samples} == {470 * 10**6}
     assert peak > 1.02 * 470e6
-    assert said in house.log.read_text()
+    assert said in log
     assert any(said in (sample.event or "") for sample in samples)
     ((worker, first_at, last_at),) = records.sampled_workers()
     assert len(records.attempts(worker, first_at, last_at)) == 1, "short ones are counted, too"

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import subprocess
-import sys
 from pathlib import Path
 
 from renderkiln.home.pictures.read import read_metadata
@@ -38,25 +36,6 @@ def test_a_job_becomes_pictures_rows_and_a_result(house: House) -> None:
     counts = ledger.counts()
     assert (counts["jobs"], counts["attempts"], counts["images"], counts["workers"]) == (1, 1, 2, 1)
     ledger.close()
-
-
-def test_what_there_is_to_say_of_a_picture_is_in_its_result(house: House) -> None:
-    job = house.submit(num_images=2, negative_prompt="blue", guidance_scale=1)
-    house.start_worker("--burst")
-    result = house.queue.wait(job, timeout=90)
-    note = "The negative prompt has no effect: guidance is off."
-    assert [image.notes for image in result.images] == [(note,), (note,)]
-    ledger = house.ledger()
-    recorded = ledger.result(job.id)
-    assert recorded is not None
-    assert recorded.images == result.images
-    ledger.close()
-    command = [sys.executable, "-m", "renderkiln.producer", "results", job.id, "--data-dir", str(house.folder.root)]
-    said = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
-    assert said.stdout.splitlines() == [image.url for image in result.images]
-    assert said.stderr.splitlines() == [f"{image.url}: {note}" for image in result.images]
-    assert house.workers[0].wait(30) == 0
-    assert house.log.read_text().count(note) == 1, "once for a job"
 
 
 def test_the_same_job_anew_gives_the_same_bytes_and_is_not_rendered_twice(house: House) -> None:
