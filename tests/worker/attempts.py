@@ -37,6 +37,8 @@ class SpokenRenderer:
         self._says: deque[Any] = deque()
         self._is_held = False
         self.orders: list[Render] = []
+        #: What it has to say of each picture.
+        self.notes: tuple[str, ...] = ()
         #: Called when an order comes, and when it may go on after a picture.
         self.on_order: Callable[[], object] = lambda: None
         self.on_go_on: Callable[[], object] = lambda: None
@@ -68,7 +70,7 @@ class SpokenRenderer:
         job = Job.model_validate_json(order.job_json)
         for k in sorted(set(range(job.num_images)) - set(order.skip)):
             rgb = random.Random(k).randbytes(SIDE * SIDE * 3)
-            self._says.append(Picture(k, job.spec.seed + k, SIDE, SIDE, rgb, 0.1, 0.0))
+            self._says.append(Picture(k, job.spec.seed + k, SIDE, SIDE, rgb, 0.1, 0.0, self.notes))
         self._says.append(Done())
 
     def receive_or(self, other: int, timeout: float) -> Any:

@@ -77,6 +77,15 @@ def test_while_the_disk_is_full_nothing_more_is_rendered(bench: AttemptBench, mo
     bench.check(job)
 
 
+def test_however_much_there_is_to_say_of_a_picture_it_is_kept(bench: AttemptBench) -> None:
+    job = a_job(1)
+    bench.renderer.notes = tuple(f"{number} {'x' * 1000}" for number in range(10))
+    assert is_done(bench.attempt(job), job)
+    (image,) = bench.ledger.images_of(job.id)
+    assert [note[:3] for note in image.notes] == ["0 x", "1 x", "2 x", "3 x"]
+    bench.check(job)
+
+
 class TestOrders:
     @pytest.fixture
     def talk(self) -> Iterator[tuple[Orders, Callable[..., None]]]:

@@ -16,6 +16,7 @@ from pydantic import AfterValidator, Field, StringConstraints, ValidationError
 
 from .canonical import canonical_json
 from .errors import InvalidSpecError
+from .limits import MAX_REMARK, MAX_REMARKS
 from .spec import Frozen, RenderSpec, clean_text, describe_validation_error
 
 #: Raised by one whenever a stored or queued form changes so that an older reader would misread it.
@@ -167,7 +168,7 @@ def fault_of_id(job: Job) -> str | None:
     return f"job {job.id} does not hold what its id was taken from"
 
 
-Note = Annotated[str, Field(max_length=500)]
+Remark = Annotated[str, Field(max_length=MAX_REMARK)]
 
 
 class ImageResult(Frozen):
@@ -183,9 +184,9 @@ class ImageResult(Frozen):
     width: int
     height: int
     seconds: float = Field(ge=0, description="Rendering time, without writing.")
-    notes: tuple[Note, ...] = Field(
+    notes: tuple[Remark, ...] = Field(
         (),
-        max_length=8,
+        max_length=MAX_REMARKS,
         description="What its maker has to say of it, in sentences: decoded in tiles, a prompt cut off.",
     )
 

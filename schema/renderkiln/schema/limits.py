@@ -16,6 +16,9 @@ MAX_EVENT = MAX_META
 MAX_SHIPMENT = 32 << 20
 #: A note of a picture that another worker may go on from; one of the longest addresses stays far below.
 MAX_NOTE = 1 << 14
+#: What is said of one picture: so many sentences, of so many letters each. So a result of 10,000 pictures stays below
+#: `MAX_META` all the same.
+MAX_REMARKS, MAX_REMARK = 4, 250
 #: A message on a channel: a command, or a step that was done.
 MAX_MESSAGE = 1 << 16
 #: One reply of Redis as it comes to lie in memory; the connection is closed before more is read.

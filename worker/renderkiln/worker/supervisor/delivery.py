@@ -24,6 +24,7 @@ from renderkiln.home.pictures.naming import picture_name
 from renderkiln.home.store import Store
 from renderkiln.schema.errors import StoreError
 from renderkiln.schema.jobs import ImageResult, Job
+from renderkiln.schema.limits import MAX_REMARK, MAX_REMARKS
 from renderkiln.worker.protocol import Picture
 
 from .away import Away
@@ -148,7 +149,7 @@ class Delivery:
             width=picture.width,
             height=picture.height,
             seconds=picture.seconds,
-            notes=picture.notes,
+            notes=tuple(note[:MAX_REMARK] for note in picture.notes[:MAX_REMARKS]),
         )
         parcel = Parcel(job_id=job.id, execution_id=self._execution_id, store=job.store, name=name, image=image)
         spooled = self._bring(parcel, data)
