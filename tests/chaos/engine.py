@@ -33,14 +33,13 @@ class CountedEngine(PretendEngine):
 
     def __init__(self, control: Control, life: str, hand: str, step_seconds: float) -> None:
         super().__init__(step_seconds, hand)
-        self._log = os.open(control.folder / "steps.log", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-        self._life, self._numbers, self._image = life, itertools.count(), ""
+        self._control, self._life, self._numbers, self._image = control, life, itertools.count(), ""
 
     def image_begins(self, job: Job, k: int) -> None:
         self._image = f"{os.getpid()}-{next(self._numbers)} {self._life} {job.id} {k}"
 
     def step_done(self, step: int, num_steps: int) -> None:
-        os.write(self._log, f"{self._image} {step} {num_steps} {time.monotonic():.3f}\n".encode())
+        self._control.write("steps.log", f"{self._image} {step} {num_steps} {time.monotonic():.3f}")
 
 
 def _dying_in_mid_message(
