@@ -15,7 +15,7 @@ from renderkiln.producer.prompts import ListOptions, read
 #: Lines, and the most bytes that may be in use at once. Tracing is slow, so only the plain list is long: it is the
 #: one whose seeds are derived, for which 16 bytes of digest are kept.
 LISTS = {
-    "txt": (100_000, 20_000_000),
+    "txt": (30_000, 6_000_000),
     "csv": (15_000, 700_000),
     "jsonl": (15_000, 700_000),
 }

@@ -15,7 +15,7 @@ import torch
 from ...runtimes.base import Runtime, TensorInfo
 from ...runtimes.mlpackage import model_proto, open_package
 from ...runtimes.reference import ReferenceRuntime
-from ..compress.coremltools_quietly import quietly, temporary_files_in
+from ..compress.coremltools_quietly import checking_itself_less, quietly, temporary_files_in
 from ..compress.layers import find_layers, read_graph
 from ..compress.palettize import palettize
 from ..compress.recipe_file import read_recipe
@@ -124,5 +124,5 @@ def _input(tensor: TensorInfo) -> Any:
 @contextmanager
 def _coremltools(folder: Path, stage: str) -> Iterator[None]:
     """Temporary files beside the target, no progress bars of its own, and its errors as ours."""
-    with quietly(), temporary_files_in(folder), errors_of("coremltools", stage, folder):
+    with quietly(), checking_itself_less(), temporary_files_in(folder), errors_of("coremltools", stage, folder):
         yield

@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict
 from renderkiln.schema.errors import BadInputError, CompressionError, ModelLoadError
 
 from ...runtimes.mlpackage import Package, open_package
-from .coremltools_quietly import quietly, temporary_files_in
+from .coremltools_quietly import checking_itself_less, quietly, temporary_files_in
 from .layers import Layer, find_layers, read_graph
 from .palette import Histogram, Palette
 from .recipe import UNTOUCHED, Recipe, uniform
@@ -106,7 +106,7 @@ def palettize(
     default = None if nbits is None else uniform(nbits).nbits
     _check_target(package, target)
     opened = open_package(package)
-    with quietly(), new_folder(beside=target) as folder, temporary_files_in(folder):
+    with quietly(), checking_itself_less(), new_folder(beside=target) as folder, temporary_files_in(folder):
         layers = find_layers(read_graph(opened))
         bits = (recipe or Recipe()).assign(layers, nbits=default)
         _check(opened, layers, bits)
