@@ -42,8 +42,8 @@ def opened(job: dict[str, Any]) -> Image.Image:
 
 
 def test_the_demo_list_comes_out_as_pictures_and_a_contact_sheet(machine: Settings, tmp_path: Path) -> None:
-    prompts = [line for line in SHAPES.read_text().splitlines() if line and not line.startswith("#")][::5]
-    shapes = tmp_path / "every-fifth.txt"  # a picture takes seconds
+    prompts = [line for line in SHAPES.read_text().splitlines() if line and not line.startswith("#")][::3]
+    shapes = tmp_path / "every-third.txt"  # a picture takes seconds
     shapes.write_text("\n".join(prompts))
     out, few = tmp_path / "pictures", ("--num-inference-steps", "4")
     done = run(machine, "render", str(shapes), "--engine", "coreai", *few, "--out", str(out), "--json")
@@ -51,7 +51,7 @@ def test_the_demo_list_comes_out_as_pictures_and_a_contact_sheet(machine: Settin
     jobs = json.loads(done.stdout)["jobs"]
     pictures = [opened(job) for job in jobs]
     found = [matches(parse_prompt(prompt), picture) for prompt, picture in zip(prompts, pictures, strict=True)]
-    assert tally(found).right >= len(prompts) - 1 == 4
+    assert tally(found).right >= len(prompts) - 1 == 7
     [sheet] = out.rglob("contact-sheet.png")
     with Image.open(sheet) as picture:
         assert min(picture.size) > 200
