@@ -38,8 +38,9 @@ lint: install
 	$(BIN)/lint-imports
 	$(BIN)/mypy
 
+# Each process begins with a stretch of its own, so that what a module or a folder prepares is prepared once.
 unit: install
-	$(BIN)/python -m pytest -n $(JOBS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
 bench: install
 	$(BIN)/python -m benchmarks

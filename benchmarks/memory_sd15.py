@@ -1,6 +1,6 @@
 """What just-in-time loading saves, and what it costs, with the geometry of Stable Diffusion 1.5.
 
-    python -m benchmarks.memory_sd15 [--engine coreml] [--json FILE]
+    python -m benchmarks.memory_sd15 [--engine coreml] [--turn 5] [--json FILE]
 
 The model has random weights, in half precision on disk, made on first use in `bench-data/` (2.7 GB), and its safety
 checker is on. Its pictures are noise, but finite ones that no check refuses. Contenders, each in a process of its own:
@@ -12,10 +12,12 @@ checker is on. Its pictures are noise, but finite ones that no check refuses. Co
   everything dropped after every image;
 - auto: what fits a budget 300 MB below the peak of the resident contender's warm-up, with the look ahead.
 
-They live side by side and take turns, prompt by prompt, so that a slow minute of the machine hits all; one works at a
-time. Each renders one picture beforehand, which counts for its peak and not for its time. What is dropped comes back
-from the file cache: from a disk it would take longer. Processor time is told, too: it hardly depends on who else is at
-work. With `--engine coreml` the same model is converted first, at the one size (some minutes), and runs on the
+They live side by side and take turns of some prompts (`--turn`), in an order that is turned round each time, so that a
+slow time of the machine hits all; one works at a time. Within a turn a contender works as a worker does, one prompt
+after another. With turns of one, the memory that jit dropped may have gone back to a virtual machine's host when its
+turn comes again, and loading into it takes longer. Each renders one picture beforehand, which counts for its peak and
+not for its time. What is dropped comes back from the file cache: from a disk it would take longer. Processor time is
+told, too. With `--engine coreml` the same model is converted first, at the one size (some minutes), and runs on the
 reference runtime, which holds in float32 what a package has in half precision.
 
 Bounds: jit's peak at most 0.72 of resident's, and at most 1.10 of what its largest stage needs (the empty process, the
@@ -49,6 +51,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, default=MODEL, help="a diffusers folder; made unless another is given")
     parser.add_argument("--engine", choices=("torch", "coreml"), default="torch")
     parser.add_argument("--prompts", type=int, default=20)
+    parser.add_argument("--turn", type=int, default=5, help="how many prompts in a row are one contender's")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--size", type=int, default=256, help="width and height in pixels")
     parser.add_argument("--dtype", default="bfloat16", help="of the torch engine")
@@ -79,9 +82,12 @@ def main() -> None:
             process = arena.start(contender)
             first = process.render(WARM_UP)
             print(f"  {name}: warm after {first['seconds']:.1f} s, {process.peak_bytes / 1e9:.2f} GB", flush=True)
-        for prompt in range(args.prompts):
-            took = [f"{name} {arena.processes[name].render(prompt)['seconds']:.1f} s" for name in names]
-            print(f"  prompt {prompt}: {', '.join(took)}", flush=True)
+        for number, start in enumerate(range(0, args.prompts, args.turn)):
+            for name in names if number % 2 == 0 else reversed(names):
+                for prompt in range(start, min(start + args.turn, args.prompts)):
+                    answer = arena.processes[name].render(prompt)
+                    loading = f"{answer['load_seconds']:.1f} of them loading"
+                    print(f"  prompt {prompt}, {name}: {answer['seconds']:.1f} s, {loading}", flush=True)
         processes = {name: arena.end(name) for name in names}
     _print(processes)
     if args.json:

@@ -182,6 +182,25 @@ def test_status_and_watch_say_what_is_in_a_workers_way(run: Run, worker: FakeWor
     assert f"worker mini-1: {reason}" in said.out
 
 
+def test_status_says_what_a_worker_holds_in_memory(run: Run, worker: FakeWorker) -> None:
+    unet = {"model": "sd15", "stage": "unet", "size_bytes": 1_719_000_000}
+    vae = {"model": "sd15", "stage": "vae_decoder", "size_bytes": 99_000_000}
+    first = {"policy": "auto", "held_bytes": 3_100_000_000, "budget_bytes": 6_000_000_000, "stages": [unet, vae]}
+    short = {"policy": "jit", "held_bytes": 500_000_000, "pressure": "warn"}
+    mixed = {"policy": "resident", "held_bytes": 4_000_000_000, "stages": [unet, {**vae, "model": "shapes"}]}
+    for number, memory in enumerate((first, short, mixed, None)):
+        announce_worker(worker.connection, "sd15", name=f"mini-{number}", memory=memory)
+    lines = [line for line in run("status").out.splitlines() if line.startswith("  ")]
+    assert lines == [
+        "  memory: 3.10 of 6.00 GB (auto): unet 1,719 MB, vae_decoder 99 MB",
+        "  memory: 0.50 GB (jit): no stage loaded; pressure warn",
+        "  memory: 4.00 GB (resident): sd15 unet 1,719 MB, shapes vae_decoder 99 MB",
+    ]
+    told = [each["memory"] for each in run("status", "--json").json["workers"]]
+    assert told[0] == {**first, "pressure": "calm"}
+    assert told[3] is None
+
+
 def test_watch_ends_with_the_batch_and_says_what_failed(run: Run, worker: FakeWorker) -> None:
     assert run("watch").code == 2
     batch = run("submit", "a cat", "a dog", "--num-images", "2", "--json").json["batch"]

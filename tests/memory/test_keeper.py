@@ -142,6 +142,14 @@ def test_pressure_reaches_the_renderer_and_relief_too(watched: Watched, renderer
     assert view.process_bytes > 10_000_000
     assert view.resident is not None
     assert dict(view.resident.loads) == {"text_encoder": 1, "unet": 1}
+    announced = watched.keeper.announcement()
+    assert announced is not None
+    assert announced.held_bytes > 10_000_000
+    assert (announced.policy, announced.budget_bytes, announced.pressure) == ("auto", None, "calm")
+    assert [(each.model, each.stage, each.size_bytes) for each in announced.stages] == [
+        ("m", "text_encoder", 1000),
+        ("m", "unet", 1000),
+    ]
 
     watched.system.available = GIGA  # 6 %
     watched.until(lambda view: view.verdict.level is Level.WARN)
@@ -155,6 +163,9 @@ def test_pressure_reaches_the_renderer_and_relief_too(watched: Watched, renderer
     assert renderer.held == ["text_encoder"], "one stage at a time"
     assert renderer.residency.rule.policy == "jit"
     watched.until(lambda view: resident(view) == ["text_encoder"])
+    announced = watched.keeper.announcement()
+    assert announced is not None
+    assert (announced.policy, announced.pressure) == ("jit", "critical")
 
     watched.system.available = 8 * GIGA
     watched.until(lambda view: view.verdict.level is Level.CALM)
@@ -188,6 +199,11 @@ def test_an_idle_renderer_gives_memory_back_as_well(watched: Watched, renderer: 
     watched.until(lambda view: view.verdict.level is Level.CRITICAL)
     renderer.link.listen()  # what the renderer's loop does when its pipe can be read
     assert renderer.held == []
+
+
+def test_nothing_is_announced_of_a_renderer_that_has_said_nothing(watched: Watched, renderer: Renderer) -> None:
+    watched.keeper.renderer_started(os.getpid(), renderer.theirs)
+    assert watched.keeper.announcement() is None
 
 
 def test_a_new_renderer_hears_of_pressure_at_once(watched: Watched, renderer: Renderer) -> None:

@@ -17,6 +17,7 @@ from rq.job import Job as RqJob
 from renderkiln.home.folder import DataFolder
 from renderkiln.home.memory_records import MemoryRecords
 from renderkiln.home.server import EmbeddedServer
+from renderkiln.home.workers import live_workers
 from renderkiln.schema.jobs import JobStatus
 from renderkiln.schema.payload import MAX_PAYLOAD
 from renderkiln.worker.supervisor.ahead import LookAhead, peek
@@ -46,6 +47,12 @@ def test_after_a_kill_a_job_is_tried_again_with_less_memory(house: House) -> Non
     assert said in first["failure_message"]
     assert first["peak_bytes"] > 100_000_000, "seen from outside, since the renderer could not tell"
     assert second["outcome"] == "finished"
+    house.queue.wait(house.submit("a blue circle"), timeout=90)
+    (announced,) = live_workers(house.queue.connection)  # when it took that one, at the latest
+    assert announced.memory is not None
+    assert announced.memory.policy == "auto"
+    assert announced.memory.held_bytes > 100_000_000
+    assert "unet" in {stage.stage for stage in announced.memory.stages}
     worker.send_signal(signal.SIGTERM)
     worker.wait(60)
     records = MemoryRecords(house.ledger())

@@ -23,6 +23,29 @@ class Refused(Frozen):
     messages: int = Field(0, ge=0)
 
 
+class StageHeld(Frozen):
+    """A stage in a renderer's memory, with the bytes of its weights."""
+
+    model: ModelName
+    #: `unet`, `vae_decoder` …
+    stage: str
+    size_bytes: int = Field(ge=0)
+
+
+class MemoryHeld(Frozen):
+    """What a worker's renderer held when the worker announced it, in bytes."""
+
+    #: The policy in force: stricter than the settings' after memory ran out, and while it is short.
+    policy: Literal["resident", "jit", "auto"]
+    #: The renderer's resident memory, seen from outside.
+    held_bytes: int = Field(ge=0)
+    #: What it may hold; None: no budget is heeded.
+    budget_bytes: int | None = Field(None, gt=0)
+    stages: tuple[StageHeld, ...] = ()
+    #: How short of memory the worker's machine is.
+    pressure: Literal["calm", "warn", "critical"] = "calm"
+
+
 class WorkerInfo(Frozen):
     """A worker's announcement: it expires with the worker's lease, so one that can be read is alive."""
 
@@ -49,3 +72,5 @@ class WorkerInfo(Frozen):
     reason: str = ""
     started_at: float
     refused: Refused = Refused()
+    #: None: its renderer has not said yet.
+    memory: MemoryHeld | None = None

@@ -12,6 +12,7 @@ import typer
 
 from renderkiln.home.showing import plain, plain_json
 from renderkiln.schema.errors import EXIT_FAILED, NotFoundError
+from renderkiln.schema.workers import MemoryHeld
 
 from .options import AsJson, DataDir
 from .wording import count, in_words
@@ -48,9 +49,9 @@ def status(
         {"created_at": batch.created_at, "images": batch.num_images} | _status_row(queue.status(batch.id))
         for batch in recent_batches(queue.connection)
     ]
-    workers = [worker.model_dump(mode="json") for worker in live_workers(queue.connection)]
+    workers = live_workers(queue.connection)
     if as_json:
-        print(json.dumps({"batches": batches, "workers": workers}))
+        print(json.dumps({"batches": batches, "workers": [worker.model_dump(mode="json") for worker in workers]}))
         return
     # Not a table of rich's: it would cut a batch's name short to fit the terminal, and names are there to be copied.
     columns = ("images", "queued", "started", "finished", "failed", "canceled")
@@ -63,13 +64,27 @@ def status(
         when = datetime.fromtimestamp(float(row["created_at"])).strftime("%Y-%m-%d %H:%M")
         print(f"{row['batch']:<{width}}  {when}  {'  '.join(f'{row[name]:>8,}' for name in columns)}")
     for worker in workers:
-        about = f"{worker['state']}, {worker['engine']} on {worker['device']}"
-        refused = f", refused {count(worker['refused']['jobs'], 'job')}" if worker["refused"]["jobs"] else ""
-        print(plain(f"worker {worker['name']}: {about}, models {', '.join(worker['models'])}{refused}"))
-        if worker["reason"]:
-            print(plain(f"  {worker['reason']}"))
+        about = f"{worker.state}, {worker.engine} on {worker.device}"
+        refused = f", refused {count(worker.refused.jobs, 'job')}" if worker.refused.jobs else ""
+        print(plain(f"worker {worker.name}: {about}, models {', '.join(worker.models)}{refused}"))
+        if worker.memory is not None:
+            print(plain(f"  memory: {_in_memory(worker.memory)}"))
+        if worker.reason:
+            print(plain(f"  {worker.reason}"))
     if not workers:
         print("no worker is up: start one with `renderkiln worker`")
+
+
+def _in_memory(memory: MemoryHeld) -> str:
+    """As `3.10 of 6.00 GB (auto): text_encoder 246 MB, unet 1,719 MB`; with their models, where it is more than one."""
+    of = "" if memory.budget_bytes is None else f" of {memory.budget_bytes / 1e9:.2f}"
+    pressure = "" if memory.pressure == "calm" else f"; pressure {memory.pressure}"
+    is_mixed = len({each.model for each in memory.stages}) > 1
+    stages = [
+        f"{each.model + ' ' if is_mixed else ''}{each.stage} {each.size_bytes / 1e6:,.0f} MB" for each in memory.stages
+    ]
+    said = ", ".join(stages) or "no stage loaded"
+    return f"{memory.held_bytes / 1e9:.2f}{of} GB ({memory.policy}): {said}{pressure}"
 
 
 def _status_row(status: Any) -> dict[str, Any]:

@@ -308,6 +308,7 @@ class _Service:
             reason=self._pause.reason or self._health.reason or self._away.why(self._store.url),
             started_at=self._started_at,
             refused=self._refusals.counts,
+            memory=self._keeper.announcement(),
         )
         announce(self._redis, info, self._settings.lease)
 

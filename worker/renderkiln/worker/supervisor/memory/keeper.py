@@ -20,6 +20,7 @@ from pathlib import Path
 from renderkiln.home.ledger import Ledger
 from renderkiln.home.memory_records import MemoryRecords, MemorySample
 from renderkiln.schema.errors import LedgerError
+from renderkiln.schema.workers import MemoryHeld, StageHeld
 from renderkiln.worker.memory.pressure import Level, Probe, Sample, Thresholds, Verdict, Watch
 from renderkiln.worker.memory.process import resident_bytes
 from renderkiln.worker.protocol import Pressure, Resident, read_resident, write_datagram
@@ -135,6 +136,23 @@ class MemoryKeeper:
             self._look_at_renderer()
             stages = self._view.resident.stages if self._view.resident is not None else ()
             return self._view.process_bytes, sum(size for _, _, size in stages), self._empty
+
+    def announcement(self) -> MemoryHeld | None:
+        """What others are told of it; None as long as the renderer has said nothing."""
+        with self._lock:
+            resident = self._view.resident
+            if resident is None:
+                return None
+            stages = [StageHeld(model=model, stage=stage, size_bytes=size) for model, stage, size in resident.stages]
+            return MemoryHeld.model_validate(
+                {
+                    "policy": resident.policy,
+                    "held_bytes": self._view.process_bytes,
+                    "budget_bytes": self._budget,
+                    "stages": stages,
+                    "pressure": self._view.verdict.level.name.lower(),
+                }
+            )
 
     def _rouse(self) -> None:
         with contextlib.suppress(BlockingIOError):  # it has not even seen the last ones
