@@ -23,7 +23,7 @@ from renderkiln.worker.supervisor.memory.display import show
 from renderkiln.worker.supervisor.memory.keeper import MemoryKeeper, View
 
 GIGA = 10**9
-UNET, ENCODER = StageKey("m", "unet"), StageKey("m", "text_encoder")
+UNET, ENCODER = StageKey("owner/m@fp16", "unet"), StageKey("owner/m@fp16", "text_encoder")
 
 
 class System(Probe):
@@ -147,8 +147,8 @@ def test_pressure_reaches_the_renderer_and_relief_too(watched: Watched, renderer
     assert announced.held_bytes > 10_000_000
     assert (announced.policy, announced.budget_bytes, announced.pressure) == ("auto", None, "calm")
     assert [(each.model, each.stage, each.size_bytes) for each in announced.stages] == [
-        ("m", "text_encoder", 1000),
-        ("m", "unet", 1000),
+        ("owner/m@fp16", "text_encoder", 1000),
+        ("owner/m@fp16", "unet", 1000),
     ]
 
     watched.system.available = GIGA  # 6 %

@@ -26,7 +26,8 @@ class Refused(Frozen):
 class StageHeld(Frozen):
     """A stage in a renderer's memory, with the bytes of its weights."""
 
-    model: ModelName
+    #: The model's name, with `@revision` where a job asked for one.
+    model: str
     #: `unet`, `vae_decoder` …
     stage: str
     size_bytes: int = Field(ge=0)
