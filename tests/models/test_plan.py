@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from renderkiln.schema.errors import BadInputError
-from renderkiln.worker.memory.planning import Policy, StageCost, StageKey
+from renderkiln.schema.workers import MemoryPolicy
+from renderkiln.worker.memory.planning import StageCost, StageKey
 from renderkiln.worker.memory.sizes import EMPTY_RENDERER
 from renderkiln.worker.models.memory import ModelCosts
 from renderkiln.worker.models.plan import as_json, make_plan
@@ -76,7 +77,7 @@ def test_what_becomes_of_a_stage_is_what_jobs_load(costs: ModelCosts, budget: in
 
 @given(models(), budgets, st.integers(1, 3), st.sampled_from(["resident", "auto", "jit"]))
 def test_what_was_remembered_changes_the_policy_in_force_alone(
-    costs: ModelCosts, budget: int, step: int, policy: Policy
+    costs: ModelCosts, budget: int, step: int, policy: MemoryPolicy
 ) -> None:
     before, after = make_plan(costs, budget, policy), make_plan(costs, budget, policy, step)
     for each in before.policies:

@@ -17,6 +17,7 @@ from pydantic import ByteSize, Field, SecretStr, ValidationError, field_validato
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 from renderkiln.schema.errors import SettingsError, did_you_mean
+from renderkiln.schema.workers import MemoryPolicy
 
 from .folder import absolute
 
@@ -59,7 +60,7 @@ class Settings(BaseSettings):
     variant: Literal["auto", "original", "split-einsum", "split-einsum-v2"] = Field(
         "auto", description="Which variant of a model that is converted to Core ML is used, where it has several."
     )
-    memory: Literal["auto", "resident", "jit"] = Field(
+    memory: MemoryPolicy = Field(
         "auto",
         description="What stays in memory: resident, every stage; jit, the stage at work alone; auto, what the budget "
         "has room for, and less while the system is short of memory.",

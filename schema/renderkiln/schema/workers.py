@@ -11,6 +11,12 @@ from .spec import Frozen, ModelName, TextEncoder
 #: Width and height in pixels.
 Size = tuple[Annotated[int, Field(gt=0)], Annotated[int, Field(gt=0)]]
 
+#: What stays in a worker's memory. resident: what was loaded. jit: only the stage at work, as with `reduceMemory` of
+#: Apple's Swift package. auto: what fits the budget.
+MemoryPolicy = Literal["auto", "resident", "jit"]
+#: How short of memory a machine is.
+MemoryPressure = Literal["calm", "warn", "critical"]
+
 
 class Refused(Frozen):
     """How much of what stood in Redis a worker has refused since it started; its log says what and why."""
@@ -37,14 +43,13 @@ class MemoryHeld(Frozen):
     """What a worker's renderer held when the worker announced it, in bytes."""
 
     #: The policy in force: stricter than the settings' after memory ran out, and while it is short.
-    policy: Literal["resident", "jit", "auto"]
+    policy: MemoryPolicy
     #: The renderer's resident memory, seen from outside.
     held_bytes: int = Field(ge=0)
     #: What it may hold; None: no budget is heeded.
     budget_bytes: int | None = Field(None, gt=0)
     stages: tuple[StageHeld, ...] = ()
-    #: How short of memory the worker's machine is.
-    pressure: Literal["calm", "warn", "critical"] = "calm"
+    pressure: MemoryPressure = "calm"
 
 
 class WorkerInfo(Frozen):

@@ -21,6 +21,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from renderkiln.schema.workers import MemoryPolicy
+
 #: A variant and a compute unit.
 FormName = tuple[str, str]
 #: Of a model that torch renders in full precision, since half gave broken pictures of it.
@@ -64,7 +66,7 @@ class MemoryOrder:
         known: what was measured of its stages on this machine.
     """
 
-    policy: str = "resident"
+    policy: MemoryPolicy = "resident"
     budget_bytes: int | None = None
     step: int = 0
     known: Mapping[str, StageMeasured] = field(default_factory=dict)
@@ -218,7 +220,7 @@ class Resident:
     other_bytes: int
     loads: Mapping[str, int]
     drops: Mapping[str, int]
-    policy: str
+    policy: MemoryPolicy
     why: str
 
 

@@ -9,11 +9,10 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, combinations
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
-#: resident: what was loaded stays. jit: only the stage at work is loaded, as with `reduceMemory` of Apple's Swift
-#: package. auto: what fits the budget stays.
-Policy = Literal["resident", "auto", "jit"]
+from renderkiln.schema.workers import MemoryPolicy
+
 #: Idle stages of which every choice is compared; those beyond go by their price alone.
 _COMPARED = 10
 
@@ -66,7 +65,7 @@ class Rule:
         in_tiles: decode pictures in tiles: slower, and the last resort, since it changes them a little.
     """
 
-    policy: Policy = "resident"
+    policy: MemoryPolicy = "resident"
     budget_bytes: int | None = None
     in_tiles: bool = False
 

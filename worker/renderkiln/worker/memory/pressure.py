@@ -19,6 +19,8 @@ from typing import NamedTuple
 
 import psutil
 
+from renderkiln.schema.workers import MemoryPressure
+
 from .cgroups import Cgroups
 from .kernel_files import counts, read, stall
 
@@ -37,7 +39,13 @@ class Level(IntEnum):
     #: All that can go should go, before the system ends processes.
     CRITICAL = 2
 
+    @property
+    def word(self) -> MemoryPressure:
+        """As it is shown, announced and written down."""
+        return _WORDS[self]
 
+
+_WORDS: dict[Level, MemoryPressure] = {Level.CALM: "calm", Level.WARN: "warn", Level.CRITICAL: "critical"}
 #: What `kern.memorystatus_vm_pressure_level` tells: NOTE_MEMORYSTATUS_PRESSURE_* of XNU's bsd/sys/event.h, the same as
 #: DISPATCH_MEMORYPRESSURE_* of dispatch/source.h. Not the kernel's own levels, 0 to 3: it converts those
 #: (bsd/kern/kern_memorystatus_notify.c).

@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ..memory.planning import Policy, Rule, StageCost, foresee, needs_tiles, tighten
+from renderkiln.schema.workers import MemoryPolicy
+
+from ..memory.planning import Rule, StageCost, foresee, needs_tiles, tighten
 from .memory import ModelCosts
 
 #: From the one that takes most memory to the one that takes least.
-POLICIES: tuple[Policy, ...] = ("resident", "auto", "jit")
+POLICIES: tuple[MemoryPolicy, ...] = ("resident", "auto", "jit")
 #: What becomes of a stage: it stays in memory; it is loaded anew for each job; or it is loaded once for the prompts of
 #: the jobs that wait, and then makes room.
 Fate = Literal["stays", "each job", "once"]
@@ -19,7 +21,7 @@ Fate = Literal["stays", "each job", "once"]
 class PolicyPlan:
     """What jobs of one model do to memory under a policy."""
 
-    policy: Policy
+    policy: MemoryPolicy
     #: The most that the renderer has in memory at once.
     peak_bytes: int
     #: The stages that a job loads, from the second job on, and what that takes.
@@ -42,7 +44,7 @@ class Plan:
     #: In the order of `POLICIES`.
     policies: tuple[PolicyPlan, ...]
 
-    def under(self, policy: Policy) -> PolicyPlan:
+    def under(self, policy: MemoryPolicy) -> PolicyPlan:
         return self.policies[POLICIES.index(policy)]
 
     @property
@@ -51,7 +53,7 @@ class Plan:
         return self.costs.least_bytes <= self.budget_bytes
 
 
-def make_plan(costs: ModelCosts, budget_bytes: int, policy: Policy = "auto", step: int = 0) -> Plan:
+def make_plan(costs: ModelCosts, budget_bytes: int, policy: MemoryPolicy = "auto", step: int = 0) -> Plan:
     """Goes through a list of jobs under each policy.
 
     Args:
@@ -67,7 +69,7 @@ def make_plan(costs: ModelCosts, budget_bytes: int, policy: Policy = "auto", ste
     return Plan(costs, budget_bytes, tuple(plans))
 
 
-def _under(policy: Policy, rule: Rule, costs: ModelCosts, budget_bytes: int) -> PolicyPlan:
+def _under(policy: MemoryPolicy, rule: Rule, costs: ModelCosts, budget_bytes: int) -> PolicyPlan:
     tiled = {
         each.key: costs.tiled[each.key]
         for each in costs.stages

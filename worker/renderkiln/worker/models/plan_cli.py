@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from renderkiln.home.ledger import Ledger
     from renderkiln.home.memory_records import Tightening
     from renderkiln.home.settings import Settings
+    from renderkiln.schema.workers import MemoryPolicy
 
-    from ..memory.planning import Policy
     from .choosing import Form
     from .plan import Plan
 
@@ -35,7 +35,7 @@ class Foreseen:
     model: str
     plan: Plan
     #: The policy that the settings name.
-    policy: Policy
+    policy: MemoryPolicy
     #: None: torch.
     form: Form | None
     #: Of torch's stages.

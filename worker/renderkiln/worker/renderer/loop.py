@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import psutil
 
@@ -21,7 +21,7 @@ from renderkiln.schema.jobs import parse_job
 from renderkiln.schema.spec import RenderSpec
 from renderkiln.worker.engine.base import Ahead
 from renderkiln.worker.importing import imports_that_stay
-from renderkiln.worker.memory.planning import Policy, Rule
+from renderkiln.worker.memory.planning import Rule
 from renderkiln.worker.memory.sizes import RENDERER
 from renderkiln.worker.memory.stages import Measured
 from renderkiln.worker.protocol import (
@@ -157,7 +157,7 @@ def _begin_use(engine: DiffusersEngine, model: str, order: MemoryOrder) -> Calla
         model: by the name of its stages.
     """
     residency = engine.residency
-    residency.set_rule(Rule(cast("Policy", order.policy), order.budget_bytes), order.step)
+    residency.set_rule(Rule(order.policy, order.budget_bytes), order.step)
     engine.known_costs[model] = {
         stage: Measured(each.load_seconds, each.working_bytes, each.pixels) for stage, each in order.known.items()
     }

@@ -52,7 +52,7 @@ def _whole(view: View) -> Text:
         line.append(f" ({view.resident.policy})")
     if view.sample is not None:
         line.append(f" · {view.sample.available_bytes / 1e9:.1f} of {view.sample.total_bytes / 1e9:.1f} GB available")
-    level = view.verdict.level.name.lower()
+    level = view.verdict.level.word
     line.append(" · pressure ")
     line.append(level, style=_STYLES[level])
     if level != "calm":

@@ -143,15 +143,14 @@ class MemoryKeeper:
             resident = self._view.resident
             if resident is None:
                 return None
-            stages = [StageHeld(model=model, stage=stage, size_bytes=size) for model, stage, size in resident.stages]
-            return MemoryHeld.model_validate(
-                {
-                    "policy": resident.policy,
-                    "held_bytes": self._view.process_bytes,
-                    "budget_bytes": self._budget,
-                    "stages": stages,
-                    "pressure": self._view.verdict.level.name.lower(),
-                }
+            return MemoryHeld(
+                policy=resident.policy,
+                held_bytes=self._view.process_bytes,
+                budget_bytes=self._budget,
+                stages=tuple(
+                    StageHeld(model=model, stage=stage, size_bytes=size) for model, stage, size in resident.stages
+                ),
+                pressure=self._view.verdict.level.word,
             )
 
     def _rouse(self) -> None:
@@ -234,7 +233,7 @@ class MemoryKeeper:
                 return
             self._tell(verdict.level)
             does = f": {_DOES[verdict.level]}" if self._heeds_pressure else ""
-            said = f"memory pressure is {verdict.level.name.lower()} ({verdict.why}){does}"
+            said = f"memory pressure is {verdict.level.word} ({verdict.why}){does}"
             self._events.append(said)
         log.log(logging.WARNING if verdict.level > before.level else logging.INFO, "%s", said)
 
@@ -259,7 +258,7 @@ class MemoryKeeper:
             at=time.time(),
             process_bytes=view.process_bytes,
             available_bytes=view.sample.available_bytes,
-            level=view.verdict.level.name.lower(),
+            level=view.verdict.level.word,
             stages=view.resident.stages if view.resident is not None else (),
             event="; ".join(self._events) or None,
             budget_bytes=self._budget,
